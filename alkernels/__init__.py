@@ -1,0 +1,19 @@
+"""Exact data-selection kernels for PyTorch: the picks of the classic greedy rules in a few passes over the pool."""
+
+from alkernels import reference
+from alkernels._inputs import CoverSelection, Selection
+from alkernels._load import build_info, has_cuda_kernels
+from alkernels._load import version as __version__
+from alkernels.ops.k_center_greedy import k_center_greedy
+from alkernels.ops.kmeans_plusplus import kmeans_plusplus
+
+__all__ = [
+    "CoverSelection",
+    "Selection",
+    "__version__",
+    "build_info",
+    "has_cuda_kernels",
+    "k_center_greedy",
+    "kmeans_plusplus",
+    "reference",
+]

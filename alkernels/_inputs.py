@@ -1,0 +1,272 @@
+"""What comes in and what goes out: pools as rows that can be sliced, checked arguments, named results."""
+
+from __future__ import annotations
+
+import mmap
+import operator
+import warnings
+from collections.abc import Iterator
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+
+Array: TypeAlias = "torch.Tensor | np.ndarray"
+# One array, or a pair whose rows stand for their outer products.
+RowsLike: TypeAlias = "Array | tuple[Array, Array]"
+# The same rows as tensors: one factor, or two.
+Factors: TypeAlias = tuple[torch.Tensor, ...]
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_WELCOME = "float16, bfloat16, float32 or float64"
+_NUMPY_DTYPES = {np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.float64)}
+
+
+class Selection(NamedTuple):
+    """Picked rows, in the order picked.
+
+    Attributes
+    ----------
+    indices : Tensor or ndarray of shape (b,), int64
+    scores : Tensor or ndarray of shape (b,), float
+        The value that made each pick, higher = better.
+    """
+
+    indices: Any
+    scores: Any
+
+
+class CoverSelection(NamedTuple):
+    """A :class:`Selection` with the state it leaves behind.
+
+    Attributes
+    ----------
+    indices, scores
+        As in :class:`Selection`.
+    distances : Tensor or ndarray of shape (N,), float
+        Each row's distance to its nearest centre, in the unit of `scores`; their maximum is the cover radius.
+    nearest : Tensor or ndarray of shape (N,), int64
+        That centre: ``j < L`` is row ``j`` of `labeled`, ``L + j`` is pick number ``j``.
+    """
+
+    indices: Any
+    scores: Any
+    distances: Any
+    nearest: Any
+
+
+class _TensorSource:
+    """A tensor, sliced without copies."""
+
+    def __init__(self, tensor: torch.Tensor, name: str) -> None:
+        if tensor.layout != torch.strided:
+            raise TypeError(f"{name} must be a dense tensor, got layout {tensor.layout}; call .to_dense() first")
+        self.tensor = tensor.detach()
+        self.shape, self.dtype, self.device = tensor.shape, tensor.dtype, tensor.device
+
+    def tile(self, begin: int, end: int) -> torch.Tensor:
+        return self.tensor[begin:end]
+
+    def gather(self, rows: torch.Tensor) -> torch.Tensor:
+        return self.tensor.index_select(0, rows)
+
+    def release(self, begin: int, end: int) -> None:
+        pass
+
+
+class _ArraySource:
+    """A NumPy array or memory map. Nothing is copied but gathered rows (and tiles that torch cannot view)."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, array: np.ndarray, name: str) -> None:
+        native = array.dtype.newbyteorder("=")
+        if native not in _NUMPY_DTYPES:
+            raise TypeError(f"{name} must be of dtype float16, float32 or float64 (torch tensors: bfloat16 too), got {array.dtype}")
+        self.array, self.native = array, native
+        self.shape = array.shape
+        self.dtype = {2: torch.float16, 4: torch.float32, 8: torch.float64}[native.itemsize]
+        self.map = getattr(array, "_mmap", None) if getattr(array, "mode", "c") != "c" else None
+        if not (hasattr(mmap, "MADV_DONTNEED") and isinstance(self.map, mmap.mmap)):
+            self.map = None
+
+    def _tensor(self, array: np.ndarray) -> torch.Tensor:
+        itemsize = self.native.itemsize
+        if array.dtype != self.native or any(s < 0 or s % itemsize for s in array.strides):
+            array = np.ascontiguousarray(array, dtype=self.native)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+            return torch.from_numpy(np.asarray(array))
+
+    def tile(self, begin: int, end: int) -> torch.Tensor:
+        return self._tensor(self.array[begin:end])
+
+    def gather(self, rows: torch.Tensor) -> torch.Tensor:
+        return self._tensor(self.array[rows.numpy()])
+
+    def release(self, begin: int, end: int) -> None:
+        """Lets go of the pages of a memory-mapped tile, so that a pass over a file never holds the whole of it."""
+        if self.map is None or self.array.strides[0] <= 0 or begin == end:
+            return
+        base = np.frombuffer(self.map, dtype=np.uint8).__array_interface__["data"][0]
+        first = self.array[begin:end].__array_interface__["data"][0] - base
+        page = mmap.PAGESIZE
+        start = -(-first // page) * page
+        stop = (first + (end - begin) * self.array.strides[0]) // page * page
+        if stop > start:
+            self.map.madvise(mmap.MADV_DONTNEED, start, stop - start)
+
+
+def _source(array: Any, name: str) -> _TensorSource | _ArraySource:
+    if isinstance(array, torch.Tensor):
+        source: _TensorSource | _ArraySource = _TensorSource(array, name)
+        if array.dtype not in DTYPES:
+            raise TypeError(f"{name} must be of dtype {_WELCOME}, got {array.dtype}; call .float() first")
+    elif isinstance(array, np.ndarray):
+        source = _ArraySource(array, name)
+    else:
+        raise TypeError(f"{name} must be a torch.Tensor or a numpy.ndarray of dtype {_WELCOME}, got {type(array).__name__}")
+    if len(source.shape) != 2:
+        raise ValueError(f"{name} must be two-dimensional [rows, columns], got shape {tuple(source.shape)}")
+    if source.shape[1] == 0:
+        raise ValueError(f"{name} must have at least one column, got shape {tuple(source.shape)}")
+    return source
+
+
+class Pool:
+    """Rows that can be read in tiles and gathered by index: one factor, or two for outer products.
+
+    Parameters
+    ----------
+    rows : array or pair of arrays
+    name : str
+        The argument's name, for errors.
+    """
+
+    def __init__(self, rows: RowsLike, name: str) -> None:
+        if isinstance(rows, (tuple, list)) and len(rows) == 2 and not np.isscalar(rows[0]):
+            self.sources = [_source(rows[0], f"{name}[0]"), _source(rows[1], f"{name}[1]")]
+            self.numpy = all(isinstance(r, np.ndarray) for r in rows)
+        else:
+            self.sources = [_source(rows, name)]
+            self.numpy = isinstance(rows, np.ndarray)
+        self.name = name
+        lengths = [s.shape[0] for s in self.sources]
+        if len(set(lengths)) > 1:
+            raise ValueError(f"the two factors of {name} must have as many rows, got {lengths[0]} and {lengths[1]}")
+        devices = {s.device for s in self.sources}
+        if len(devices) > 1:
+            raise ValueError(f"the two factors of {name} must be on one device, got {' and '.join(sorted(map(str, devices)))}")
+        self.count = int(lengths[0])
+        self.widths = [int(s.shape[1]) for s in self.sources]
+        self.device = self.sources[0].device
+        self.dtype = torch.float64 if any(s.dtype == torch.float64 for s in self.sources) else torch.float32
+
+    def tile(self, begin: int, end: int) -> Factors:
+        return tuple(s.tile(begin, end) for s in self.sources)
+
+    def gather(self, rows: torch.Tensor) -> Factors:
+        return tuple(s.gather(rows) for s in self.sources)
+
+    def tiles(self, size: int) -> Iterator[tuple[int, int, Factors]]:
+        """Tiles of up to `size` rows, in order; a memory map's pages are let go behind each."""
+        for begin in range(0, self.count, size):
+            end = min(begin + size, self.count)
+            yield begin, end, self.tile(begin, end)
+            for source in self.sources:
+                source.release(begin, end)
+
+    def check_finite(self) -> None:
+        """Raises a ValueError that names the first NaN or infinity, if there is one."""
+        for begin, _, factors in self.tiles(max(1, (1 << 20) // sum(self.widths))):
+            for f, factor in enumerate(factors):
+                bad = ~torch.isfinite(factor)
+                if bad.any():
+                    row, column = (int(x) for x in bad.nonzero()[0])
+                    name = self.name if len(factors) == 1 else f"{self.name}[{f}]"
+                    raise ValueError(f"{name} must be finite, got {factor[row, column].item()} in row {begin + row}, column {column}")
+
+    def out(self, tensor: torch.Tensor) -> Array:
+        """A result as the caller's kind of array."""
+        return tensor.numpy() if self.numpy else tensor
+
+
+def check_labeled(labeled: RowsLike | None, pool: Pool) -> Pool | None:
+    """The labelled set as a Pool that fits `pool`; None where it is missing or empty."""
+    if labeled is None:
+        return None
+    rows = Pool(labeled, "labeled")
+    if rows.widths != pool.widths:
+        raise ValueError(f"labeled must be as wide as {pool.name}, got width {_widths(rows)} and {_widths(pool)}")
+    if rows.device != pool.device:
+        raise ValueError(f"labeled must be on the device of {pool.name} ({pool.device}), got {rows.device}")
+    rows.check_finite()
+    return rows if rows.count else None
+
+
+def _widths(pool: Pool) -> str:
+    return " and ".join(map(str, pool.widths)) if len(pool.widths) > 1 else str(pool.widths[0])
+
+
+def check_integer(value: Any, name: str) -> int:
+    if isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, got {type(value).__name__} {value!r}") from None
+
+
+def check_k(k: Any, pool: Pool) -> int:
+    k = check_integer(k, "k")
+    if not 0 <= k <= pool.count:
+        raise ValueError(f"k must be between 0 and {pool.count} (rows of {pool.name}), got {k}")
+    return k
+
+
+def check_start(start: Any, pool: Pool) -> int | None:
+    if start is None:
+        return None
+    start = check_integer(start, "start")
+    if not 0 <= start < pool.count:
+        raise ValueError(f"start must be a row of {pool.name}, between 0 and {pool.count - 1}, got {start}")
+    return start
+
+
+def check_metric(metric: Any, pool: Pool) -> str:
+    if metric not in ("euclidean", "cosine"):
+        raise ValueError(f"metric must be 'euclidean' or 'cosine', got {metric!r}")
+    if len(pool.widths) == 2:
+        if metric != "euclidean":
+            raise ValueError(f"metric must be 'euclidean' for a pair of factors, got {metric!r}")
+        return "outer"
+    return metric
+
+
+def check_device(pool: Pool) -> None:
+    if pool.device.type == "cpu":
+        return
+    from alkernels._load import has_cuda_kernels
+
+    if pool.device.type != "cuda" or not has_cuda_kernels():
+        raise ValueError(f"{pool.name} is on {pool.device}, and this build of alkernels has kernels for the CPU only; pass {pool.name}.cpu()")
+
+
+def check_pool(features: RowsLike) -> Pool:
+    pool = Pool(features, "features")
+    if pool.count == 0:
+        raise ValueError("features must have at least one row, got shape " + " and ".join(str(tuple(s.shape)) for s in pool.sources))
+    check_device(pool)
+    return pool
+
+
+def seed_of(generator: torch.Generator | int | None) -> int:
+    """One integer that decides all randomness of a call, the same on every device."""
+    if isinstance(generator, torch.Generator):
+        return int(torch.randint(2**63 - 1, (), generator=generator, device=generator.device))
+    if generator is None:
+        return int(torch.randint(2**63 - 1, ()))
+    try:
+        return check_integer(generator, "generator")
+    except TypeError:
+        raise TypeError(f"generator must be a torch.Generator, an integer seed or None, got {type(generator).__name__}") from None

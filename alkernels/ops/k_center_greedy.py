@@ -1,0 +1,268 @@
+"""k-center greedy (farthest-first traversal), exact, in blocks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from tqdm import tqdm
+
+from alkernels._inputs import (
+    CoverSelection,
+    Pool,
+    RowsLike,
+    Selection,
+    check_k,
+    check_labeled,
+    check_metric,
+    check_pool,
+    check_start,
+    seed_of,
+)
+from alkernels.ops.running_distances import RunningDistances, pair
+
+
+@dataclass
+class Run:
+    """A finished selection: positions and squared distances of the picks, and the state behind them."""
+
+    indices: torch.Tensor
+    squared: torch.Tensor
+    state: RunningDistances
+
+
+def k_center_greedy(
+    features: RowsLike,
+    k: int,
+    *,
+    labeled: RowsLike | None = None,
+    start: int | None = None,
+    metric: str = "euclidean",
+    generator: torch.Generator | int | None = None,
+    return_distances: bool = False,
+    progress: bool = False,
+) -> Selection | CoverSelection:
+    """Pick `k` rows, each the farthest from the labelled set and all earlier picks.
+
+    Farthest-first traversal, the greedy 2-approximation of the k-center problem, known in active learning as core-set
+    selection. The picks are those of the sequential rule, ties to the lowest index; the pool is walked once for a block of
+    picks instead of once for each.
+
+    Parameters
+    ----------
+    features : Tensor or ndarray of shape (N, D), or a pair of shapes (N, C) and (N, D)
+        The pool: float16, bfloat16, float32 or float64, any strides, or a ``numpy.memmap``. A pair ``(a, h)`` stands for the
+        outer products ``a[i] ⊗ h[i]``, which are never built.
+    k : int
+        How many rows to pick, ``0 <= k <= N``.
+    labeled : like `features`, shape (L, D), optional
+        Rows that are centres already.
+    start : int, optional
+        The first pick. By default the row farthest from `labeled`; without labelled rows, one drawn by `generator`.
+    metric : {"euclidean", "cosine"}, default "euclidean"
+        ``cosine`` is ``1 - cos``; a row of zeros is at distance 1 from all others. A pair takes ``euclidean`` only.
+    generator : torch.Generator or int, optional
+        Draws the first pick where neither `labeled` nor `start` decides it. Default: torch's global generator.
+    return_distances : bool, default False
+        Also return each row's distance to its nearest centre, and which centre that is.
+    progress : bool, default False
+        Show a progress bar (tqdm).
+
+    Returns
+    -------
+    Selection or CoverSelection
+        ``indices`` (k,) int64, distinct, in the order picked; ``scores`` (k,), the distance to the nearest centre when
+        picked, non-increasing after `start`, ``inf`` for the first of an empty start. With `return_distances` also
+        ``distances`` (N,), whose maximum is the cover radius, and ``nearest`` (N,). float64 for a float64 pool, else float32;
+        tensors for tensors, NumPy for NumPy.
+
+    Raises
+    ------
+    ValueError
+        `k`, `start` or `metric` out of range, shapes that disagree, NaN or infinity.
+    TypeError
+        A pool that is not floating-point, an argument of the wrong type.
+
+    Notes
+    -----
+    Each pick's true distance is at least ``1 - 1e-5`` of the largest at that step; on data whose products are exact in
+    float32 (small integers) the picks are those of the sequential rule. About ``2 N D k`` operations in a few dozen passes; memory
+    beyond the pool ``O(N + m D + m²)``, ``m <= 1024``. Selection is not differentiable: features are detached.
+
+    References
+    ----------
+    .. [1] T. F. Gonzalez. Clustering to minimize the maximum intercluster distance. Theor. Comput. Sci. 38, 1985.
+    .. [2] O. Sener and S. Savarese. Active learning for convolutional neural networks: a core-set approach. ICLR 2018.
+
+    Examples
+    --------
+    >>> import torch, alkernels as alk
+    >>> features = torch.tensor([[0.0], [1.0], [5.0], [6.0]])
+    >>> alk.k_center_greedy(features, 3, start=0)
+    Selection(indices=tensor([0, 3, 1]), scores=tensor([inf, 6., 1.]))
+    """
+    if torch.compiler.is_compiling():
+        return compiled("k_center_greedy", features, k, labeled, start, generator, return_distances, metric=metric)
+    pool = check_pool(features)
+    metric = check_metric(metric, pool)
+    k, start, rows = check_k(k, pool), check_start(start, pool), check_labeled(labeled, pool)
+    run = select(pool, k, rows, start, metric, generator, track=return_distances, progress=progress)
+    return result(run, lambda squared: to_distance(squared, metric), return_distances)
+
+
+def to_distance(squared: torch.Tensor, metric: str) -> torch.Tensor:
+    """Squared distances (of rows of length one for cosine, so 2 - 2 cos) in the unit of the scores."""
+    return squared.clamp(min=0) / 2 if metric == "cosine" else squared.clamp(min=0).sqrt()
+
+
+def result(run: Run, unit, return_distances: bool) -> Selection | CoverSelection:  # type: ignore[no-untyped-def]
+    pool, state = run.state.pool, run.state
+    indices, scores = pool.out(run.indices), pool.out(unit(run.squared).to(pool.dtype))
+    if not return_distances:
+        return Selection(indices, scores)
+    return CoverSelection(indices, scores, pool.out(unit(state.d2).to(pool.dtype)), pool.out(state.nearest))
+
+
+def first_centers(
+    state: RunningDistances,
+    k: int,
+    labeled: Pool | None,
+    start: int | None,
+    seed: int,
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Lowers the distances by what is given, the labelled rows and the start (drawn uniformly where nothing is)."""
+    if labeled is not None:
+        state.lower_by_pool(labeled)
+    elif start is None and k > 0:
+        start = int(torch.randint(state.pool.count, (), generator=torch.Generator().manual_seed(seed)))
+    if start is None or k == 0:
+        if state.passes == 0:
+            state.pool.check_finite()
+        return [], []
+    first = torch.tensor([start], device=state.pool.device)
+    score = state.d2[first]
+    state.mark(first)
+    state.lower(state.pool.gather(first))
+    return [first], [score]
+
+
+def needs_seed(labeled: Pool | None, start: int | None) -> bool:
+    return labeled is None and start is None
+
+
+def select(
+    pool: Pool,
+    k: int,
+    labeled: Pool | None,
+    start: int | None,
+    metric: str,
+    generator: torch.Generator | int | None,
+    *,
+    track: bool,
+    progress: bool,
+) -> Run:
+    """The blocked rule. One pass of the loop: the m farthest rows play it out among themselves, the pool follows."""
+    seed = seed_of(generator) if needs_seed(labeled, start) else 0
+    state = RunningDistances(pool, metric, track)
+    picks, squared = first_centers(state, k, labeled, start, seed)
+    made, block = len(picks), 16
+    with tqdm(total=k, initial=made, desc="k-center greedy", unit="pick", disable=not progress) as bar:
+        while made < k:
+            # About twice as many candidates as the last block gave picks, and no more than there are rows left.
+            m = min(max(32, 2 * block), state.largest_block, pool.count - made)
+            values, rows = torch.ops.alkernels.top_candidates(state.d2, min(m + 1, pool.count))
+            bound = float(values[m]) if len(values) > m else -1.0  # of the rows outside; -1: all outside are picked
+            values, rows = values[:m], rows[:m]
+            candidates = pool.gather(rows)
+            positions, values, remaining = torch.ops.alkernels.k_center_block(
+                *pair(candidates), state.shift, state.metric, values, rows, bound, k - made
+            )
+            block = int((positions >= 0).sum())
+            positions = positions[:block]
+            picked = rows[positions]
+            picks.append(picked)
+            squared.append(values[:block])
+            made += block
+            state.mark(picked)
+            if made < k or track:
+                state.lower(tuple(c.index_select(0, positions) for c in candidates), float(remaining))
+            bar.update(block)
+    return Run(_cat(picks, torch.int64, pool), _cat(squared, torch.float64, pool), state)
+
+
+def _cat(parts: list[torch.Tensor], dtype: torch.dtype, pool: Pool) -> torch.Tensor:
+    return torch.cat(parts) if parts else torch.empty(0, dtype=dtype, device=pool.device)
+
+
+# ---- the dispatcher's face: one opaque op for torch.compile, the same code underneath ----
+
+
+def compiled(  # type: ignore[no-untyped-def]
+    name: str, features, k, labeled, start, generator, return_distances, **metric
+) -> Selection | CoverSelection:
+    """The op call that torch.compile traces: no check here depends on data."""
+    if labeled is None and start is None and not isinstance(generator, int):
+        raise ValueError("generator must be an integer seed inside torch.compile, where nothing else decides the first pick")
+    first, second = features if isinstance(features, (tuple, list)) else (features, None)
+    known, known2 = labeled if isinstance(labeled, (tuple, list)) else (labeled, None)
+    out = getattr(torch.ops.alkernels, name)(
+        first,
+        second,
+        k,
+        labeled=known,
+        labeled2=known2,
+        start=-1 if start is None else start,
+        seed=generator if isinstance(generator, int) else 0,
+        **metric,
+    )
+    return CoverSelection(*out) if return_distances else Selection(out[0], out[1])
+
+
+def op_inputs(features, features2, k, labeled, labeled2, start):  # type: ignore[no-untyped-def]
+    """The op's flat arguments, checked."""
+    pool = check_pool(features if features2 is None else (features, features2))
+    known = None if labeled is None else labeled if labeled2 is None else (labeled, labeled2)
+    return pool, check_k(k, pool), check_labeled(known, pool), check_start(None if start < 0 else start, pool)
+
+
+def fake_selection(features, features2, k):  # type: ignore[no-untyped-def]
+    torch._check(features.dim() == 2, lambda: f"features must be two-dimensional, got {features.dim()}")
+    torch._check(k >= 0, lambda: f"k must not be negative, got {k}")
+    torch._check(k <= features.shape[0], lambda: f"k must be at most {features.shape[0]} (rows of features), got {k}")
+    wide = features.dtype == torch.float64 or (features2 is not None and features2.dtype == torch.float64)
+    dtype = torch.float64 if wide else torch.float32
+    n = features.shape[0]
+    return (
+        features.new_empty(k, dtype=torch.int64),
+        features.new_empty(k, dtype=dtype),
+        features.new_empty(n, dtype=dtype),
+        features.new_empty(n, dtype=torch.int64),
+    )
+
+
+library = torch.library.Library("alkernels", "IMPL")
+
+
+@torch.library.impl(library, "k_center_greedy", "CompositeExplicitAutograd")
+def _(features, features2, k, *, labeled=None, labeled2=None, start=-1, metric="euclidean", seed=0):  # type: ignore[no-untyped-def]
+    pool, k, rows, first = op_inputs(features, features2, k, labeled, labeled2, start)
+    metric = check_metric(metric, pool)
+    run = select(pool, k, rows, first, metric, seed, track=True, progress=False)
+    return tuple(result(run, lambda squared: to_distance(squared, metric), True))
+
+
+@torch.library.register_fake("alkernels::k_center_greedy")
+def _(features, features2, k, *, labeled=None, labeled2=None, start=-1, metric="euclidean", seed=0):  # type: ignore[no-untyped-def]
+    return fake_selection(features, features2, k)
+
+
+@torch.library.register_fake("alkernels::top_candidates")
+def _(d2, m):  # type: ignore[no-untyped-def]
+    torch._check(m >= 1)
+    torch._check(m <= d2.shape[0])
+    return d2.new_empty(m), d2.new_empty(m, dtype=torch.int64)
+
+
+@torch.library.register_fake("alkernels::k_center_block")
+def _(rows, rows2, shift, metric, values, indices, bound, limit):  # type: ignore[no-untyped-def]
+    return torch.empty_like(indices), torch.empty_like(values), values.new_empty(1)

@@ -1,0 +1,178 @@
+"""k-means++ (D²) seeding, exact in distribution, in blocks."""
+
+from __future__ import annotations
+
+import torch
+from tqdm import tqdm
+
+from alkernels._inputs import (
+    CoverSelection,
+    Pool,
+    RowsLike,
+    Selection,
+    check_k,
+    check_labeled,
+    check_metric,
+    check_pool,
+    check_start,
+    seed_of,
+)
+from alkernels.ops.k_center_greedy import (
+    Run,
+    _cat,
+    compiled,
+    fake_selection,
+    first_centers,
+    library,
+    op_inputs,
+    result,
+)
+from alkernels.ops.running_distances import RunningDistances, pair
+
+
+def kmeans_plusplus(
+    features: RowsLike,
+    k: int,
+    *,
+    labeled: RowsLike | None = None,
+    start: int | None = None,
+    generator: torch.Generator | int | None = None,
+    return_distances: bool = False,
+    progress: bool = False,
+) -> Selection | CoverSelection:
+    """Draw `k` rows, each with probability proportional to its squared distance to the nearest centre so far.
+
+    The D² law of k-means++ without local trials, exact in distribution: proposals are drawn from stale weights for a whole
+    block of picks and accepted by rejection, so that the pool is walked a few times instead of once a pick.
+
+    Parameters
+    ----------
+    features : Tensor or ndarray of shape (N, D), or a pair of shapes (N, C) and (N, D)
+        The pool: float16, bfloat16, float32 or float64, any strides, or a ``numpy.memmap``. A pair ``(a, h)`` stands for the
+        outer products ``a[i] ⊗ h[i]``, which are never built (BADGE's gradient embeddings).
+    k : int
+        How many rows to draw, ``0 <= k <= N``.
+    labeled : like `features`, shape (L, D), optional
+        Rows that are centres already.
+    start : int, optional
+        The first pick. By default one drawn by the D² law from `labeled`; without labelled rows, drawn uniformly.
+    generator : torch.Generator or int, optional
+        Makes all draws. Default: torch's global generator.
+    return_distances : bool, default False
+        Also return each row's squared distance to its nearest centre, and which centre that is.
+    progress : bool, default False
+        Show a progress bar (tqdm).
+
+    Returns
+    -------
+    Selection or CoverSelection
+        ``indices`` (k,) int64, distinct, in the order drawn; ``scores`` (k,), the squared distance to the nearest centre
+        when drawn, ``inf`` for the first of an empty start. With `return_distances` also ``distances`` (N,), squared like
+        the scores (their sum is the k-means cost), and ``nearest`` (N,). float64 for a float64 pool, else float32; tensors for
+        tensors, NumPy for NumPy.
+
+    Raises
+    ------
+    ValueError
+        `k` or `start` out of range, shapes that disagree, NaN or infinity.
+    TypeError
+        A pool that is not floating-point, an argument of the wrong type.
+
+    Notes
+    -----
+    When every row coincides with a centre, unpicked rows follow in index order with score 0. Memory beyond the pool
+    ``O(N + m D + m²)``, ``m <= 1024``. Not differentiable: features are detached.
+
+    References
+    ----------
+    .. [1] D. Arthur and S. Vassilvitskii. k-means++: the advantages of careful seeding. SODA 2007.
+    .. [2] J. T. Ash et al. Deep batch active learning by diverse, uncertain gradient lower bounds. ICLR 2020.
+
+    Examples
+    --------
+    >>> import torch, alkernels as alk
+    >>> features = torch.tensor([[0.0], [0.0], [0.0], [9.0]])
+    >>> alk.kmeans_plusplus(features, 2, start=0).indices
+    tensor([0, 3])
+    """
+    if torch.compiler.is_compiling():
+        if not isinstance(generator, int):
+            raise ValueError("generator must be an integer seed inside torch.compile")
+        return compiled("kmeans_plusplus", features, k, labeled, start, generator, return_distances)
+    pool = check_pool(features)
+    k, start, rows = check_k(k, pool), check_start(start, pool), check_labeled(labeled, pool)
+    run = select(pool, k, rows, start, generator, track=return_distances, progress=progress)
+    return result(run, to_weight, return_distances)
+
+
+def to_weight(squared: torch.Tensor) -> torch.Tensor:
+    return squared.clamp(min=0)
+
+
+def select(
+    pool: Pool,
+    k: int,
+    labeled: Pool | None,
+    start: int | None,
+    generator: torch.Generator | int | None,
+    *,
+    track: bool,
+    progress: bool,
+) -> Run:
+    """The blocked rule. One pass of the loop: a block of proposals from stale weights, then the pool follows."""
+    seed = seed_of(generator)
+    uniform = torch.Generator().manual_seed(seed)
+    state = RunningDistances(pool, check_metric("euclidean", pool), track)
+    picks, squared = first_centers(state, k, labeled, start, seed)
+    made, block = len(picks), 32
+    with tqdm(total=k, initial=made, desc="k-means++", unit="pick", disable=not progress) as bar:
+        while made < k:
+            # About twice as many proposals as the last block accepted, and no more than the rest may need.
+            m = min(max(64, 2 * block), state.largest_block, 2 * (k - made) + 32)
+            draws = torch.rand(2, m, dtype=torch.float64, generator=uniform).to(pool.device)
+            rows, total = torch.ops.alkernels.draw_by_weight(state.d2, draws[0])
+            if float(total) <= 0:  # every row left coincides with a centre
+                rest = (state.d2 >= 0).nonzero().flatten()[: k - made]
+                picks.append(rest)
+                squared.append(torch.zeros(len(rest), dtype=torch.float64, device=pool.device))
+                state.mark(rest)
+                bar.update(len(rest))
+                break
+            proposals = pool.gather(rows)
+            mean = float(total) / pool.count
+            positions, values, remaining = torch.ops.alkernels.kmeans_plusplus_block(
+                *pair(proposals), state.shift, state.metric, state.d2[rows], rows, draws[1], mean, k - made
+            )
+            block = int((positions >= 0).sum())
+            positions = positions[:block]
+            picked = rows[positions]
+            picks.append(picked)
+            squared.append(values[:block])
+            made += block
+            state.mark(picked)
+            if made < k or track:
+                state.lower(tuple(p.index_select(0, positions) for p in proposals), mean * float(remaining))
+            bar.update(block)
+    return Run(_cat(picks, torch.int64, pool), _cat(squared, torch.float64, pool), state)
+
+
+@torch.library.impl(library, "kmeans_plusplus", "CompositeExplicitAutograd")
+def _(features, features2, k, *, labeled=None, labeled2=None, start=-1, seed=0):  # type: ignore[no-untyped-def]
+    pool, k, rows, first = op_inputs(features, features2, k, labeled, labeled2, start)
+    run = select(pool, k, rows, first, seed, track=True, progress=False)
+    return tuple(result(run, to_weight, True))
+
+
+@torch.library.register_fake("alkernels::kmeans_plusplus")
+def _(features, features2, k, *, labeled=None, labeled2=None, start=-1, seed=0):  # type: ignore[no-untyped-def]
+    return fake_selection(features, features2, k)
+
+
+@torch.library.register_fake("alkernels::draw_by_weight")
+def _(d2, uniforms):  # type: ignore[no-untyped-def]
+    return torch.empty_like(uniforms, dtype=torch.int64), d2.new_empty(1)
+
+
+@torch.library.register_fake("alkernels::kmeans_plusplus_block")
+def _(rows, rows2, shift, metric, values, indices, uniforms, guard, limit):  # type: ignore[no-untyped-def]
+    return torch.empty_like(indices), torch.empty_like(values), values.new_empty(1)

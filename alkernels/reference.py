@@ -1,0 +1,114 @@
+"""Each kernel's plain PyTorch twin: the definition in a few lines, one pass over the pool a pick.
+
+The tests compare the kernels with these, and the benchmarks time them in the same process. They compute in the dtype of
+the features: pass float64 for a specification, float32 for the rival that people use today.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from alkernels._inputs import Selection
+
+Rows = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
+
+
+class _Metric:
+    """Squared distances from all rows to one row: ``n_i + n_c - 2 prod_f <x_i^f, c^f>``."""
+
+    def __init__(self, features: Rows, labeled: Rows | None, metric: str) -> None:
+        self.pool = self._prepare(features, metric)
+        self.labeled = None if labeled is None else self._prepare(labeled, metric)
+        self.norms = self._norms(self.pool, metric)
+        self.labeled_norms = None if self.labeled is None else self._norms(self.labeled, metric)
+
+    @staticmethod
+    def _prepare(rows: Rows, metric: str) -> tuple[torch.Tensor, ...]:
+        if isinstance(rows, tuple):
+            return rows
+        if metric == "cosine":
+            length = rows.norm(dim=1, keepdim=True)
+            return (torch.where(length > 0, rows / length, torch.zeros_like(rows)),)
+        return (rows,)
+
+    @staticmethod
+    def _norms(factors: tuple[torch.Tensor, ...], metric: str) -> torch.Tensor:
+        if metric == "cosine":
+            return factors[0].new_ones(len(factors[0]))
+        return torch.stack([(f * f).sum(1) for f in factors]).prod(0)
+
+    def to_pick(self, i: int) -> torch.Tensor:
+        return self._to([f[i] for f in self.pool], self.norms[i])
+
+    def to_labeled(self, j: int) -> torch.Tensor:
+        assert self.labeled is not None and self.labeled_norms is not None
+        return self._to([f[j] for f in self.labeled], self.labeled_norms[j])
+
+    def _to(self, center: list[torch.Tensor], norm: torch.Tensor) -> torch.Tensor:
+        product = self.pool[0] @ center[0]
+        for factor, c in zip(self.pool[1:], center[1:], strict=True):
+            product = product * (factor @ c)
+        return (self.norms + norm - 2 * product).clamp_(min=0)
+
+
+def _lowered_by_labeled(metric: _Metric) -> torch.Tensor:
+    d2 = metric.norms.new_full((len(metric.norms),), torch.inf)
+    for j in range(0 if metric.labeled is None else len(metric.labeled[0])):
+        torch.minimum(d2, metric.to_labeled(j), out=d2)
+    return d2
+
+
+def k_center_greedy(
+    features: Rows, k: int, *, labeled: Rows | None = None, start: int | None = None, metric: str = "euclidean"
+) -> Selection:
+    """Farthest-first traversal, one pick a pass; ties to the lowest index. See :func:`alkernels.k_center_greedy`.
+
+    Without labelled rows `start` must be given.
+    """
+    distance = _Metric(features, labeled, metric)
+    d2 = _lowered_by_labeled(distance)
+    picks: list[int] = []
+    squared = []
+    for _ in range(k):
+        # d2 is -1 for picked rows; torch.argmax promises no order among ties on every device, the CPU's takes the first
+        pick = start if not picks and start is not None else int(d2.argmax())
+        picks.append(pick)
+        squared.append(d2[pick].clone())
+        torch.minimum(d2, distance.to_pick(pick), out=d2)
+        d2[pick] = -1
+    scores = torch.stack(squared) if squared else d2.new_empty(0)
+    scores = scores / 2 if metric == "cosine" else scores.sqrt()
+    return Selection(torch.tensor(picks, dtype=torch.int64, device=d2.device), scores)
+
+
+def kmeans_plusplus(
+    features: Rows,
+    k: int,
+    *,
+    labeled: Rows | None = None,
+    start: int | None = None,
+    generator: torch.Generator | None = None,
+) -> Selection:
+    """D² seeding, one draw a pass. The same law as :func:`alkernels.kmeans_plusplus`, not the same draws."""
+    distance = _Metric(features, labeled, "euclidean")
+    d2 = _lowered_by_labeled(distance)
+    picks: list[int] = []
+    squared = []
+    for _ in range(k):
+        if not picks and start is not None:
+            pick = start
+        elif not picks and labeled is None:
+            pick = int(torch.randint(len(d2), (), generator=generator))
+        else:
+            sums = d2.clamp(min=0).cumsum(0, dtype=torch.float64)
+            if sums[-1] > 0:
+                u = torch.rand((), dtype=torch.float64, generator=generator).to(sums.device)
+                pick = min(int(torch.searchsorted(sums, u * sums[-1], right=True)), len(d2) - 1)
+            else:
+                pick = int((d2 >= 0).nonzero()[0])
+        picks.append(pick)
+        squared.append(d2[pick].clone())
+        torch.minimum(d2, distance.to_pick(pick), out=d2)
+        d2[pick] = -1
+    scores = torch.stack(squared) if squared else d2.new_empty(0)
+    return Selection(torch.tensor(picks, dtype=torch.int64, device=d2.device), scores)

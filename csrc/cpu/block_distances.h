@@ -1,0 +1,50 @@
+// All squared distances inside a small block of rows, for the sequential rule that is played out in it.
+#pragma once
+
+#include "metric_rows.h"
+
+namespace alkernels {
+
+template <typename T>
+class BlockDistances {
+ public:
+  BlockDistances(const Rows& rows, Metric metric, const double* shift)
+      : count_(rows.count),
+        metric_(metric),
+        share_(error_share<T>(rows)),
+        block_(rows, metric, shift),
+        matrix_(static_cast<size_t>(rows.count * rows.count)) {
+    constexpr int64_t kRowsATask = 24;
+    const auto& simd = distance_tile<T>();
+    parallel_tasks((count_ + kRowsATask - 1) / kRowsATask, [&](const auto& next) {
+      for (int64_t task; (task = next()) >= 0;) {
+        simd.matrix(block_.rows(), task * kRowsATask, std::min(count_, (task + 1) * kRowsATask), block_.centers(),
+                    matrix_.data(), count_);
+      }
+    });
+  }
+
+  // d2[i] = min(d2[i], distance from row i to row j); see lower_distances.cpp for `guard`.
+  void lower(int64_t j, double guard, double* d2) const {
+    const PackedRows<T>& rows = block_.rows();
+    const T* row = matrix_.data() + j * count_;
+    const double norm = static_cast<double>(rows.squared_norm[j]);
+    const double allowed = kTolerance * guard;
+    for (int64_t i = 0; i < count_; ++i) {
+      const double error = share_ * (norm + static_cast<double>(rows.squared_norm[i])) + kTinySquare;
+      double value = std::max(static_cast<double>(row[i]), 0.0);
+      if (value >= d2[i] + error && error < std::numeric_limits<T>::max()) continue;
+      if (!(error <= allowed)) value = exact_distance(metric_, block_.exact(), i, block_.exact(), j);
+      d2[i] = std::min(d2[i], value);
+    }
+  }
+
+ private:
+  const int64_t count_;
+  const Metric metric_;
+  const double share_;
+  const PackedBlock<T> block_;
+  std::vector<T> matrix_;
+};
+
+}  // namespace alkernels

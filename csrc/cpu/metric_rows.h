@@ -1,0 +1,260 @@
+// Rows packed for a metric, shared by the CPU ops: widened, shifted or scaled as the metric asks, and the bound on
+// what rounding may do to the distances that come of them.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "../common/check.h"
+#include "simd/distance_tile.h"
+
+namespace alkernels {
+
+// A pool, a labelled set or a block of centres as the caller passes it: one tensor, or two for outer products.
+struct Rows {
+  RowSource factor[kMaxFactors];
+  int factors = 1;
+  int64_t count = 0;
+  bool wide = false;  // any float64: compute in float64
+
+  int64_t width() const { return factor[0].width + (factors == 2 ? factor[1].width : 0); }
+};
+
+inline RowSource row_source(const Tensor& t, const char* op, const char* name) {
+  check_matrix(t, op, name);
+  Element element;
+  switch (t.scalar_type()) {
+    case ScalarType::Half:
+      element = Element::kFloat16;
+      break;
+    case ScalarType::BFloat16:
+      element = Element::kBFloat16;
+      break;
+    case ScalarType::Float:
+      element = Element::kFloat32;
+      break;
+    case ScalarType::Double:
+      element = Element::kFloat64;
+      break;
+    default:
+      STD_TORCH_CHECK(false, op, ": ", name, " must be float16, bfloat16, float32 or float64, got ",
+                      torch::headeronly::toString(t.scalar_type()));
+  }
+  STD_TORCH_CHECK(t.size(1) > 0, op, ": ", name, " must have at least one column");
+  return {t.const_data_ptr(), element, t.size(0), t.size(1), t.stride(0), t.stride(1)};
+}
+
+inline Rows rows_of(const Tensor& first, const std::optional<Tensor>& second, Metric metric, const char* op,
+                    const char* name) {
+  Rows rows;
+  rows.factor[0] = row_source(first, op, name);
+  rows.count = first.size(0);
+  STD_TORCH_CHECK((metric == Metric::kOuter) == second.has_value(), op, ": ", name,
+                  " must be two tensors for the outer-product metric and one for the others");
+  if (second) {
+    rows.factors = 2;
+    rows.factor[1] = row_source(*second, op, name);
+    STD_TORCH_CHECK(second->size(0) == rows.count, op, ": the two factors of ", name, " must have as many rows, got ",
+                    rows.count, " and ", second->size(0));
+  }
+  for (int f = 0; f < rows.factors; ++f) rows.wide |= rows.factor[f].element == Element::kFloat64;
+  return rows;
+}
+
+inline Metric metric_of(int64_t value, const char* op) {
+  STD_TORCH_CHECK(value >= 0 && value <= 2, op, ": metric must be 0, 1 or 2, got ", value);
+  return static_cast<Metric>(value);
+}
+
+inline const double* shift_of(const std::optional<Tensor>& shift, const Rows& rows, const char* op) {
+  if (!shift) return nullptr;
+  check_vector(*shift, ScalarType::Double, rows.factor[0].width, op, "shift");
+  return shift->const_data_ptr<double>();
+}
+
+// Some consecutive rows, packed. Owns its memory; fill() may be called again for other rows.
+template <typename T>
+class PackedTile {
+ public:
+  PackedTile(const Rows& rows, Metric metric, const double* shift, int64_t capacity)
+      : rows_(rows), metric_(metric), shift_(shift), squared_norm_(static_cast<size_t>(capacity)) {
+    const int64_t lanes = distance_tile<T>().lanes;
+    packed_.factors = rows.factors;
+    for (int f = 0; f < rows.factors; ++f) {
+      packed_.width[f] = rows.factor[f].width;
+      packed_.stride[f] = (rows.factor[f].width + lanes - 1) / lanes * lanes;
+      memory_[f].resize(static_cast<size_t>(capacity * packed_.stride[f]));
+      packed_.factor[f] = memory_[f].data();
+    }
+    packed_.squared_norm = squared_norm_.data();
+  }
+  PackedTile(const PackedTile&) = delete;
+  PackedTile& operator=(const PackedTile&) = delete;
+
+  const PackedRows<T>& fill(int64_t begin, int64_t count) {
+    const auto& tile = distance_tile<T>();
+    std::fill_n(squared_norm_.begin(), count, T(1));
+    for (int f = 0; f < rows_.factors; ++f) {
+      const int64_t stride = packed_.stride[f];
+      tile.pack(rows_.factor[f], begin, count, shift_, packed_.factor[f], stride);
+      for (int64_t r = 0; r < count; ++r) {
+        const T* row = packed_.factor[f] + r * stride;
+        const T norm = tile.dot(row, row, stride);
+        if (metric_ == Metric::kCosine) {
+          scale_to_unit(begin + r, r, norm);
+        } else {
+          squared_norm_[static_cast<size_t>(r)] *= norm;
+        }
+      }
+    }
+    return packed_;
+  }
+
+  const PackedRows<T>& rows() const { return packed_; }
+
+ private:
+  // Scales row r to length one. A row of zeros stays one and counts as orthogonal to everything: its squared norm
+  // of 1 makes its squared distance to any unit vector 2, a cosine distance of 1.
+  void scale_to_unit(int64_t source_row, int64_t r, T norm) {
+    T* row = packed_.factor[0] + r * packed_.stride[0];
+    const int64_t width = packed_.width[0];
+    if (norm > T(1e-30) && norm < T(1e30)) {
+      const T scale = T(1) / std::sqrt(norm);
+      for (int64_t c = 0; c < width; ++c) row[c] *= scale;
+      return;
+    }
+    // The square under- or overflows in T: once more in float64.
+    const auto& wide = distance_tile<double>();
+    const int64_t stride = (width + wide.lanes - 1) / wide.lanes * wide.lanes;
+    std::vector<double> x(static_cast<size_t>(stride));
+    wide.pack(rows_.factor[0], source_row, 1, nullptr, x.data(), stride);
+    const double length = std::sqrt(wide.dot(x.data(), x.data(), stride));
+    if (!std::isfinite(length)) squared_norm_[static_cast<size_t>(r)] = std::numeric_limits<T>::quiet_NaN();
+    const double scale = length > 0 ? 1 / length : 0;
+    for (int64_t c = 0; c < width; ++c) row[c] = static_cast<T>(x[static_cast<size_t>(c)] * scale);
+  }
+
+  const Rows rows_;
+  const Metric metric_;
+  const double* const shift_;
+  std::vector<T> memory_[kMaxFactors];
+  std::vector<T> squared_norm_;
+  PackedRows<T> packed_;
+};
+
+// A block of centres, packed twice: interleaved for the register tile and, in float64, row by row for exact_distance.
+template <typename T>
+class PackedBlock {
+ public:
+  PackedBlock(const Rows& rows, Metric metric, const double* shift)
+      : exact_(rows, metric, nullptr, rows.count), tile_(rows, metric, shift, rows.count) {
+    exact_.fill(0, rows.count);
+    const PackedRows<T>& plain = tile_.fill(0, rows.count);
+    const auto& simd = distance_tile<T>();
+    centers_.count = rows.count;
+    centers_.factors = rows.factors;
+    const int64_t full = rows.count / simd.panel * simd.panel;
+    const int64_t rest = rows.count - full;
+    const int64_t last = rest == 0 ? 0 : rest <= simd.lanes ? simd.lanes : simd.panel;
+    const int64_t padded = full + last;
+    squared_norm_.assign(static_cast<size_t>(padded), std::numeric_limits<T>::infinity());
+    for (int64_t j = 0; j < rows.count; ++j) {
+      squared_norm_[static_cast<size_t>(j)] = plain.squared_norm[j];
+      largest_ = std::max(largest_, plain.squared_norm[j]);
+      if (std::isnan(plain.squared_norm[j])) largest_ = std::numeric_limits<T>::infinity();
+    }
+    centers_.squared_norm = squared_norm_.data();
+    for (int f = 0; f < rows.factors; ++f) {
+      const int64_t width = plain.width[f], stride = plain.stride[f];
+      interleaved_[f].assign(static_cast<size_t>(padded * width), T(0));
+      centers_.factor[f] = interleaved_[f].data();
+      centers_.width[f] = width;
+      for (int64_t first = 0; first < padded; first += simd.panel) {
+        const int64_t lanes = first < full ? simd.panel : last;
+        T* panel = interleaved_[f].data() + first * width;
+        for (int64_t j = 0; j < std::min(lanes, rows.count - first); ++j) {
+          const T* row = plain.factor[f] + (first + j) * stride;
+          for (int64_t c = 0; c < width; ++c) panel[c * lanes + j] = row[c];
+        }
+      }
+    }
+  }
+
+  const PackedCenters<T>& centers() const { return centers_; }
+  const PackedRows<T>& rows() const { return tile_.rows(); }
+  const PackedRows<double>& exact() const { return exact_.rows(); }
+  T largest_squared_norm() const { return largest_; }
+
+ private:
+  PackedTile<double> exact_;
+  PackedTile<T> tile_;
+  std::vector<T> interleaved_[kMaxFactors];
+  std::vector<T> squared_norm_;
+  PackedCenters<T> centers_;
+  T largest_ = 0;
+};
+
+// The squared distance of two rows from float64 sums of their raw features: no shift, and for Euclidean and cosine
+// no subtraction of large numbers either.
+inline double exact_distance(Metric metric, const PackedRows<double>& x, int64_t i, const PackedRows<double>& c,
+                             int64_t j) {
+  const auto& tile = distance_tile<double>();
+  const double* a = x.factor[0] + i * x.stride[0];
+  const double* b = c.factor[0] + j * c.stride[0];
+  if (metric == Metric::kOuter) {
+    const double* h = x.factor[1] + i * x.stride[1];
+    const double* g = c.factor[1] + j * c.stride[1];
+    const double product = tile.dot(a, b, x.stride[0]) * tile.dot(h, g, x.stride[1]);
+    return std::max(0.0, x.squared_norm[i] + c.squared_norm[j] - 2 * product);
+  }
+  if (metric == Metric::kCosine) {
+    if (tile.dot(a, a, x.stride[0]) == 0 || tile.dot(b, b, x.stride[0]) == 0) return 2;
+    if (std::isnan(x.squared_norm[i] + c.squared_norm[j])) return std::numeric_limits<double>::quiet_NaN();
+  }
+  return tile.squared_difference(a, b, x.stride[0]);
+}
+
+// How far n_i + n_j - 2 * product may be from the truth when computed in T, as a share of n_i + n_j.
+// Rounding errors behave like a random walk over runs of up to 256 summands (distance_tile.in.cpp); six standard
+// deviations of that, checked against float64 by tests/test_error_bound.py.
+template <typename T>
+double error_share(const Rows& rows) {
+  double factor = 0;
+  for (int f = 0; f < rows.factors; ++f) {
+    const auto width = static_cast<double>(rows.factor[f].width);
+    factor += 2 + 0.25 * std::sqrt(std::min(width, 256.0)) + 0.25 * std::sqrt(width / 256);
+  }
+  return factor * static_cast<double>(std::numeric_limits<T>::epsilon()) / 2;
+}
+
+// Squares below this have lost digits to underflow in float32.
+constexpr double kTinySquare = 1e-36;
+
+// A distance computed in T is good enough where its error bound is below this share of the guard, a lower bound of
+// the largest distance that will be left. (Errors E <= 1e-5 * max d2 keep every pick's distance within 1e-5 of the best.)
+constexpr double kTolerance = 8e-6;
+
+// Runs worker(next) on torch's threads; each call of next() hands out one of [0, tasks), or -1 at the end.
+template <typename Worker>
+void parallel_tasks(int64_t tasks, const Worker& worker) {
+  std::atomic<int64_t> counter{0};
+  const auto next = [&]() -> int64_t {
+    const int64_t task = counter.fetch_add(1, std::memory_order_relaxed);
+    return task < tasks ? task : -1;
+  };
+  const int64_t threads = std::min<int64_t>(torch::stable::get_num_threads(), tasks);
+  if (threads <= 1) {
+    worker(next);
+    return;
+  }
+  torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) worker(next);
+  });
+}
+
+}  // namespace alkernels

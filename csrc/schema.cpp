@@ -1,0 +1,38 @@
+// Every op's schema, once. Kernels are registered beside their code (cpu/, cuda/), shapes for the compiler in
+// alkernels/ops. A set of rows is one tensor, or two (rows, rows2) that stand for the rows' outer products.
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(alkernels, m) {
+  // ---- what users call; composed in Python of the steps below ----
+
+  // k rows of the pool, each the farthest from all labelled rows and earlier picks. start < 0: none given.
+  m.def(
+      "k_center_greedy(Tensor features, Tensor? features2, int k, *, Tensor? labeled=None, Tensor? labeled2=None, "
+      "int start=-1, str metric='euclidean', int seed=0) "
+      "-> (Tensor indices, Tensor scores, Tensor distances, Tensor nearest)");
+  // k rows of the pool, each drawn with probability proportional to its squared distance.
+  m.def(
+      "kmeans_plusplus(Tensor features, Tensor? features2, int k, *, Tensor? labeled=None, Tensor? labeled2=None, "
+      "int start=-1, int seed=0) -> (Tensor indices, Tensor scores, Tensor distances, Tensor nearest)");
+
+  // ---- steps ----
+
+  // d2[i] = min(d2[i], squared distance to each centre); nearest[i] = first_center + the centre that lowered it.
+  m.def(
+      "lower_distances(Tensor rows, Tensor? rows2, Tensor centers, Tensor? centers2, Tensor? shift, int metric, "
+      "int first_center, float guard, Tensor(a!) d2, Tensor(b!)? nearest) -> ()");
+  // The m largest of d2, larger first, ties to the lower index.
+  m.def("top_candidates(Tensor d2, int m) -> (Tensor values, Tensor indices)");
+  // Farthest-first inside the candidates, while no row outside (none above `bound`) can beat the pick: positions of the
+  // picks, -1 behind the last; their squared distances; the largest squared distance left.
+  m.def(
+      "k_center_block(Tensor rows, Tensor? rows2, Tensor? shift, int metric, Tensor values, Tensor indices, "
+      "float bound, int limit) -> (Tensor picks, Tensor scores, Tensor remaining)");
+  // One row for each uniform, drawn with probability d2[i] / sum(d2); -1 where the sum is zero.
+  m.def("draw_by_weight(Tensor d2, Tensor uniforms) -> (Tensor indices, Tensor total)");
+  // The proposals that a D^2 draw accepts, in order: positions, -1 behind the last; their squared distances when
+  // accepted; an estimate of the share of the weight that is left.
+  m.def(
+      "kmeans_plusplus_block(Tensor rows, Tensor? rows2, Tensor? shift, int metric, Tensor values, Tensor indices, "
+      "Tensor uniforms, float guard, int limit) -> (Tensor picks, Tensor scores, Tensor remaining)");
+}
