@@ -31,7 +31,7 @@ STABLE_TORCH_LIBRARY(alkernels, m) {
   // One row for each uniform, drawn with probability d2[i] / sum(d2); -1 where the sum is zero.
   m.def("draw_by_weight(Tensor d2, Tensor uniforms) -> (Tensor indices, Tensor total)");
   // The proposals that a D^2 draw accepts, in order: positions, -1 behind the last; their squared distances when
-  // accepted; an estimate of the share of the weight that is left.
+  // accepted; the share of the weight that is left, estimated from the last 32 rows, which are never proposed.
   m.def(
       "kmeans_plusplus_block(Tensor rows, Tensor? rows2, Tensor? shift, int metric, Tensor values, Tensor indices, "
       "Tensor uniforms, float guard, int limit) -> (Tensor picks, Tensor scores, Tensor remaining)");

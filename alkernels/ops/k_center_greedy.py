@@ -168,8 +168,7 @@ def select(
     made, block = len(picks), 16
     with tqdm(total=k, initial=made, desc="k-center greedy", unit="pick", disable=not progress) as bar:
         while made < k:
-            # About twice as many candidates as the last block gave picks, and no more than there are rows left.
-            m = min(max(32, 2 * block), state.largest_block, pool.count - made)
+            m = min(state.candidates(block), pool.count - made)
             values, rows = torch.ops.alkernels.top_candidates(state.d2, min(m + 1, pool.count))
             bound = float(values[m]) if len(values) > m else -1.0  # of the rows outside; -1: all outside are picked
             values, rows = values[:m], rows[:m]

@@ -105,6 +105,10 @@ def kmeans_plusplus(
     return result(run, to_weight, return_distances)
 
 
+# Rows at the end of a block that kmeans_plusplus_block never proposes, to see how much weight is left.
+WITNESSES = 32
+
+
 def to_weight(squared: torch.Tensor) -> torch.Tensor:
     return squared.clamp(min=0)
 
@@ -128,7 +132,7 @@ def select(
     with tqdm(total=k, initial=made, desc="k-means++", unit="pick", disable=not progress) as bar:
         while made < k:
             # About twice as many proposals as the last block accepted, and no more than the rest may need.
-            m = min(max(64, 2 * block), state.largest_block, 2 * (k - made) + 32)
+            m = min(max(64, 2 * block), state.largest_block, 2 * (k - made) + 16) + WITNESSES
             draws = torch.rand(2, m, dtype=torch.float64, generator=uniform).to(pool.device)
             rows, total = torch.ops.alkernels.draw_by_weight(state.d2, draws[0])
             if float(total) <= 0:  # every row left coincides with a centre

@@ -15,7 +15,7 @@ _OPERATIONS_A_CALL = 1.5e10
 _MAPPED_BYTES_A_CALL = 16 << 20
 # A block of centres is packed into at most this many numbers.
 _BLOCK_NUMBERS = 1 << 20
-_SAMPLE = 255
+_SAMPLE = 127
 
 
 class RunningDistances:
@@ -51,6 +51,14 @@ class RunningDistances:
         self.centers = 0
         self.passes = 0
         self.operations = 0.0
+
+    def candidates(self, block: int) -> int:
+        """How many candidates the next block of picks should play out among, the last one having made `block` picks.
+
+        More candidates make longer blocks and so fewer passes; their m x m distances cost as much as m² / N more centres in
+        the pass, which by itself costs as much as some thirty.
+        """
+        return min(max(32, 2 * block, int((self.pool.count * (4 + block / 8)) ** 0.5)), self.largest_block)
 
     def mark(self, rows: torch.Tensor) -> None:
         """Makes `rows` picked; call before their lower(), which numbers them."""

@@ -30,12 +30,24 @@ class BlockDistances {
     const T* row = matrix_.data() + j * count_;
     const double norm = static_cast<double>(rows.squared_norm[j]);
     const double allowed = kTolerance * guard;
-    for (int64_t i = 0; i < count_; ++i) {
-      const double error = share_ * (norm + static_cast<double>(rows.squared_norm[i])) + kTinySquare;
-      double value = std::max(static_cast<double>(row[i]), 0.0);
-      if (value >= d2[i] + error && error < std::numeric_limits<T>::max()) continue;
-      if (!(error <= allowed)) value = exact_distance(metric_, block_.exact(), i, block_.exact(), j);
-      d2[i] = std::min(d2[i], value);
+    const auto bound = [&](int64_t i) {
+      return share_ * (norm + static_cast<double>(rows.squared_norm[i])) + kTinySquare;
+    };
+    constexpr int64_t kStep = 16;  // few rows change at a pick: look at many at once, in a loop without branches
+    for (int64_t begin = 0; begin < count_; begin += kStep) {
+      const int64_t end = std::min(begin + kStep, count_);
+      int changes = 0;
+      for (int64_t i = begin; i < end; ++i) {
+        changes |= !(static_cast<double>(row[i]) >= d2[i] + bound(i) && bound(i) < std::numeric_limits<T>::max());
+      }
+      if (!changes) continue;
+      for (int64_t i = begin; i < end; ++i) {
+        const double error = bound(i);
+        double value = std::max(static_cast<double>(row[i]), 0.0);
+        if (value >= d2[i] + error && error < std::numeric_limits<T>::max()) continue;
+        if (!(error <= allowed)) value = exact_distance(metric_, block_.exact(), i, block_.exact(), j);
+        d2[i] = std::min(d2[i], value);
+      }
     }
   }
 

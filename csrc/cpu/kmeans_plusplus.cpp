@@ -4,7 +4,8 @@
 // then a search among the chunks and inside one: the same draw for any number of threads. Reads d2 once.
 //
 // kmeans_plusplus_block: proposals drawn from stale weights, accepted in order with probability (weight now) / (stale
-// weight). An accepted row is distributed exactly as one drawn from the weights of that moment.
+// weight). An accepted row is distributed exactly as one drawn from the weights of that moment. The last kWitnesses rows are
+// never proposed: a fair sample by stale weight, they tell what share of the weight the accepted rows leave.
 #include <torch/csrc/stable/library.h>
 
 #include "block_distances.h"
@@ -50,6 +51,7 @@ std::tuple<Tensor, Tensor> draw_by_weight_cpu(Tensor d2, Tensor uniforms) {
   return {indices, total};
 }
 
+constexpr int64_t kWitnesses = 32;
 constexpr int64_t kWindow = 32;  // the pass ends when fewer than a third of so many proposals were accepted
 
 template <typename T>
@@ -61,7 +63,7 @@ int64_t accept_in_block(const Rows& rows, const double* shift, Metric metric, co
   std::vector<double> now(value, value + count);
   std::vector<bool> accepted(static_cast<size_t>(count), false);
   int64_t made = 0, recent = 0;
-  for (int64_t i = 0; i < count && made < limit; ++i) {
+  for (int64_t i = 0; i < count - kWitnesses && made < limit; ++i) {
     const double weight = now[static_cast<size_t>(i)];
     if (uniform[i] * value[i] < weight) {
       picks[made] = i;
@@ -77,10 +79,9 @@ int64_t accept_in_block(const Rows& rows, const double* shift, Metric metric, co
     if (i >= kWindow && accepted[static_cast<size_t>(i - kWindow)]) --recent;
     if (i + 1 >= kWindow && 3 * recent < kWindow) break;
   }
-  // The proposals are a sample by stale weight, so the mean of now / stale estimates what share of the weight is left.
   double left = 0;
-  for (int64_t i = 0; i < count; ++i) left += now[static_cast<size_t>(i)] / value[i];
-  *remaining = left / static_cast<double>(count);
+  for (int64_t i = count - kWitnesses; i < count; ++i) left += now[static_cast<size_t>(i)] / value[i];
+  *remaining = left / static_cast<double>(kWitnesses);
   return made;
 }
 
@@ -95,19 +96,16 @@ std::tuple<Tensor, Tensor, Tensor> kmeans_plusplus_block_cpu(Tensor rows, std::o
   check_vector(values, ScalarType::Double, count, kOp, "values");
   check_vector(indices, ScalarType::Long, count, kOp, "indices");
   check_vector(uniforms, ScalarType::Double, count, kOp, "uniforms");
+  STD_TORCH_CHECK(count > kWitnesses, kOp, ": rows must be more than ", kWitnesses, ", got ", count);
   Tensor picks = torch::stable::new_empty(indices, {count});
   Tensor scores = torch::stable::new_empty(values, {count});
   Tensor remaining = torch::stable::new_empty(values, {1});
   int64_t* pick = picks.mutable_data_ptr<int64_t>();
   double* score = scores.mutable_data_ptr<double>();
-  remaining.mutable_data_ptr<double>()[0] = 0;
-  int64_t made = 0;
-  if (count > 0) {
-    const auto run = proposals.wide ? accept_in_block<double> : accept_in_block<float>;
-    made = run(proposals, shift_of(shift, proposals, kOp), metric, values.const_data_ptr<double>(),
-               indices.const_data_ptr<int64_t>(), uniforms.const_data_ptr<double>(), limit, guard, pick, score,
-               remaining.mutable_data_ptr<double>());
-  }
+  const auto run = proposals.wide ? accept_in_block<double> : accept_in_block<float>;
+  const int64_t made = run(proposals, shift_of(shift, proposals, kOp), metric, values.const_data_ptr<double>(),
+                           indices.const_data_ptr<int64_t>(), uniforms.const_data_ptr<double>(), limit, guard, pick,
+                           score, remaining.mutable_data_ptr<double>());
   std::fill(pick + made, pick + count, -1);
   std::fill(score + made, score + count, 0.0);
   return {picks, scores, remaining};

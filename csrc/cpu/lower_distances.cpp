@@ -18,6 +18,7 @@ namespace {
 constexpr int64_t kTileBytes = 128 << 10;   // packed rows of one tile: a share of L2
 constexpr int64_t kGroupBytes = 256 << 10;  // packed centres that one tile is swept with at a time: likewise
 constexpr int64_t kMaxTileRows = 256;
+constexpr int64_t kTilesATask = 8;  // neighbours, so that packing one can ask for the next
 
 template <typename T>
 void lower(const Rows& pool, const Rows& block_rows, const double* shift, Metric metric, int64_t first_center,
@@ -31,18 +32,18 @@ void lower(const Rows& pool, const Rows& block_rows, const double* shift, Metric
       std::clamp(kTileBytes / row_bytes, simd.rows, kMaxTileRows) / simd.rows * simd.rows;
   const int64_t group = std::max<int64_t>(kGroupBytes / row_bytes / simd.panel, 1) * simd.panel;
   const int64_t tiles = (pool.count + tile_rows - 1) / tile_rows;
+  const int64_t task_rows = std::clamp<int64_t>(tiles / 32, 1, kTilesATask) * tile_rows;
 
   const double share = error_share<T>(pool);
   const double largest_norm = static_cast<double>(block.largest_squared_norm());
   const double allowed = kTolerance * guard;
 
-  parallel_tasks(tiles, [&](const auto& next) {
+  parallel_tasks((pool.count + task_rows - 1) / task_rows, [&](const auto& next) {
     PackedTile<T> tile(pool, metric, shift, tile_rows);
     PackedTile<double> one(pool, metric, nullptr, 1);
     std::vector<T> best(static_cast<size_t>(tile_rows));
     std::vector<int64_t> which(nearest ? static_cast<size_t>(tile_rows) : 0);
-    for (int64_t task; (task = next()) >= 0;) {
-      const int64_t begin = task * tile_rows, count = std::min(tile_rows, pool.count - begin);
+    const auto sweep = [&](int64_t begin, int64_t count) {
       const PackedRows<T>& rows = tile.fill(begin, count);
       std::fill_n(best.begin(), count, std::numeric_limits<T>::infinity());
       if (nearest) std::fill_n(which.begin(), count, 0);
@@ -54,7 +55,7 @@ void lower(const Rows& pool, const Rows& block_rows, const double* shift, Metric
         double& old = d2[begin + r];
         const double norm = static_cast<double>(rows.squared_norm[r]);
         const double found = norm + static_cast<double>(best[static_cast<size_t>(r)]);
-        const double error = share * (norm + largest_norm) + kTinySquare;
+        const double error = error_bound(share, norm, old, largest_norm);
         if (found >= old + error && error < std::numeric_limits<T>::max()) continue;
         int64_t center = nearest ? which[static_cast<size_t>(r)] : 0;
         double value = std::max(found, 0.0);
@@ -78,6 +79,12 @@ void lower(const Rows& pool, const Rows& block_rows, const double* shift, Metric
           old = value;
           if (nearest) nearest[begin + r] = first_center + center;
         }
+      }
+    };
+    for (int64_t task; (task = next()) >= 0;) {
+      const int64_t end = std::min(pool.count, (task + 1) * task_rows);
+      for (int64_t begin = task * task_rows; begin < end; begin += tile_rows) {
+        sweep(begin, std::min(tile_rows, end - begin));
       }
     }
   });

@@ -82,7 +82,7 @@ template <typename T>
 class PackedTile {
  public:
   PackedTile(const Rows& rows, Metric metric, const double* shift, int64_t capacity)
-      : rows_(rows), metric_(metric), shift_(shift), squared_norm_(static_cast<size_t>(capacity)) {
+      : rows_(rows), metric_(metric), capacity_(capacity), squared_norm_(static_cast<size_t>(capacity)) {
     const int64_t lanes = distance_tile<T>().lanes;
     packed_.factors = rows.factors;
     for (int f = 0; f < rows.factors; ++f) {
@@ -92,25 +92,22 @@ class PackedTile {
       packed_.factor[f] = memory_[f].data();
     }
     packed_.squared_norm = squared_norm_.data();
+    if (rows.factors == 2) second_norm_.resize(static_cast<size_t>(capacity));
+    shift_.resize(static_cast<size_t>(std::max(packed_.stride[0], packed_.stride[1])));
+    if (shift) std::copy_n(shift, rows.factor[0].width, shift_.begin());
   }
   PackedTile(const PackedTile&) = delete;
   PackedTile& operator=(const PackedTile&) = delete;
 
   const PackedRows<T>& fill(int64_t begin, int64_t count) {
     const auto& tile = distance_tile<T>();
-    std::fill_n(squared_norm_.begin(), count, T(1));
     for (int f = 0; f < rows_.factors; ++f) {
-      const int64_t stride = packed_.stride[f];
-      tile.pack(rows_.factor[f], begin, count, shift_, packed_.factor[f], stride);
-      for (int64_t r = 0; r < count; ++r) {
-        const T* row = packed_.factor[f] + r * stride;
-        const T norm = tile.dot(row, row, stride);
-        if (metric_ == Metric::kCosine) {
-          scale_to_unit(begin + r, r, norm);
-        } else {
-          squared_norm_[static_cast<size_t>(r)] *= norm;
-        }
-      }
+      T* norms = f == 0 ? squared_norm_.data() : second_norm_.data();
+      tile.pack(rows_.factor[f], begin, count, capacity_, shift_.data(), packed_.factor[f], packed_.stride[f], norms);
+    }
+    for (int64_t r = 0; r < count; ++r) {
+      if (rows_.factors == 2) squared_norm_[static_cast<size_t>(r)] *= second_norm_[static_cast<size_t>(r)];
+      if (metric_ == Metric::kCosine) scale_to_unit(begin + r, r);
     }
     return packed_;
   }
@@ -120,7 +117,9 @@ class PackedTile {
  private:
   // Scales row r to length one. A row of zeros stays one and counts as orthogonal to everything: its squared norm
   // of 1 makes its squared distance to any unit vector 2, a cosine distance of 1.
-  void scale_to_unit(int64_t source_row, int64_t r, T norm) {
+  void scale_to_unit(int64_t source_row, int64_t r) {
+    const T norm = squared_norm_[static_cast<size_t>(r)];
+    squared_norm_[static_cast<size_t>(r)] = 1;
     T* row = packed_.factor[0] + r * packed_.stride[0];
     const int64_t width = packed_.width[0];
     if (norm > T(1e-30) && norm < T(1e30)) {
@@ -131,9 +130,10 @@ class PackedTile {
     // The square under- or overflows in T: once more in float64.
     const auto& wide = distance_tile<double>();
     const int64_t stride = (width + wide.lanes - 1) / wide.lanes * wide.lanes;
-    std::vector<double> x(static_cast<size_t>(stride));
-    wide.pack(rows_.factor[0], source_row, 1, nullptr, x.data(), stride);
-    const double length = std::sqrt(wide.dot(x.data(), x.data(), stride));
+    std::vector<double> x(static_cast<size_t>(stride)), zeros(static_cast<size_t>(stride));
+    double wide_norm = 0;
+    wide.pack(rows_.factor[0], source_row, 1, 0, zeros.data(), x.data(), stride, &wide_norm);
+    const double length = std::sqrt(wide_norm);
     if (!std::isfinite(length)) squared_norm_[static_cast<size_t>(r)] = std::numeric_limits<T>::quiet_NaN();
     const double scale = length > 0 ? 1 / length : 0;
     for (int64_t c = 0; c < width; ++c) row[c] = static_cast<T>(x[static_cast<size_t>(c)] * scale);
@@ -141,9 +141,10 @@ class PackedTile {
 
   const Rows rows_;
   const Metric metric_;
-  const double* const shift_;
+  const int64_t capacity_;
+  std::vector<T> shift_;  // zeros where the metric has none
   std::vector<T> memory_[kMaxFactors];
-  std::vector<T> squared_norm_;
+  std::vector<T> squared_norm_, second_norm_;
   PackedRows<T> packed_;
 };
 
@@ -219,25 +220,25 @@ inline double exact_distance(Metric metric, const PackedRows<double>& x, int64_t
   return tile.squared_difference(a, b, x.stride[0]);
 }
 
-// How far n_i + n_j - 2 * product may be from the truth when computed in T, as a share of n_i + n_j.
-// Rounding errors behave like a random walk over runs of up to 256 summands (distance_tile.in.cpp); six standard
-// deviations of that, checked against float64 by tests/test_error_bound.py.
-template <typename T>
-double error_share(const Rows& rows) {
-  double factor = 0;
-  for (int f = 0; f < rows.factors; ++f) {
-    const auto width = static_cast<double>(rows.factor[f].width);
-    factor += 2 + 0.25 * std::sqrt(std::min(width, 256.0)) + 0.25 * std::sqrt(width / 256);
-  }
-  return factor * static_cast<double>(std::numeric_limits<T>::epsilon()) / 2;
-}
-
 // Squares below this have lost digits to underflow in float32.
 constexpr double kTinySquare = 1e-36;
 
+// How far n_i + n_j - 2 * product may be from the truth when computed in T, as a share of n_i + n_j: some multiples of
+// the unit rounding error. tests/test_error_bound.py holds it against float64.
+template <typename T>
+double error_share(const Rows& rows) {
+  return (rows.factors == 2 ? 32 : 16) * static_cast<double>(std::numeric_limits<T>::epsilon()) / 2;
+}
+
+// The same for the nearest of all centres, given that the nearest so far is at squared distance `old`: by the triangle
+// inequality a centre that lowers it has a norm of at most |x| + sqrt(old).
+inline double error_bound(double share, double norm, double old, double largest_norm) {
+  return share * (norm + std::min(largest_norm, 2 * (norm + old))) + kTinySquare;
+}
+
 // A distance computed in T is good enough where its error bound is below this share of the guard, a lower bound of
 // the largest distance that will be left. (Errors E <= 1e-5 * max d2 keep every pick's distance within 1e-5 of the best.)
-constexpr double kTolerance = 8e-6;
+constexpr double kTolerance = 1e-5;
 
 // Runs worker(next) on torch's threads; each call of next() hands out one of [0, tasks), or -1 at the end.
 template <typename Worker>

@@ -59,9 +59,10 @@ struct DistanceTile {
   int64_t panel;  // centres of the register tile
   int64_t lanes;  // centres of one vector register
 
-  // out[r, :] = source[begin + r, :] - shift (shift may be null); returns nothing, pads with zeros.
-  void (*pack)(const RowSource& source, int64_t begin, int64_t count, const double* shift, T* out,
-               int64_t stride);
+  // out[r, :] = source[begin + r, :] - shift, zero-padded to stride; asks for the rows `ahead` further on, so that
+  // reading them overlaps with the arithmetic on these. shift has `stride` elements. squared_norm[r] = |out[r, :]|^2.
+  void (*pack)(const RowSource& source, int64_t begin, int64_t count, int64_t ahead, const T* shift, T* out,
+               int64_t stride, T* squared_norm);
   // sum of x[i] * y[i] over `count` padded elements
   T (*dot)(const T* x, const T* y, int64_t count);
   // sum of (x[i] - y[i])^2 over `count` padded elements

@@ -19,9 +19,8 @@ namespace {
 constexpr int kRows = ALKERNELS_ROWS;
 constexpr int kVectors = ALKERNELS_VECTORS;
 
-// Inner products are summed in runs of this many features and the runs added up, so that rounding grows with
-// sqrt(kRun) + D / kRun and not with sqrt(D).
-constexpr int64_t kRun = 256;
+// Inner products are summed in runs of this many features and the runs added up: shorter sums, less rounding.
+constexpr int64_t kRun = 64;
 
 template <typename T>
 struct Simd;
@@ -53,9 +52,57 @@ inline void store(T* p, typename Simd<T>::V v) {
   __builtin_memcpy(p, &v, sizeof(v));
 }
 
+// Combines the lanes of a vector by halves: combine(low half, high half), down to one.
+template <typename T, int Bytes>
+struct Vector {
+  typedef T Type __attribute__((vector_size(Bytes)));
+};
+template <typename T, int Bytes, typename Combine>
+__attribute__((always_inline)) inline T fold(typename Vector<T, Bytes>::Type v, Combine combine) {
+  if constexpr (Bytes == 2 * sizeof(T)) {
+    return combine(v[0], v[1]);
+  } else {
+    typename Vector<T, Bytes / 2>::Type low, high;
+    __builtin_memcpy(&low, &v, Bytes / 2);
+    __builtin_memcpy(&high, reinterpret_cast<const char*>(&v) + Bytes / 2, Bytes / 2);
+    return fold<T, Bytes / 2>(combine(low, high), combine);
+  }
+}
+
 template <typename T>
 constexpr T infinity() {
   return static_cast<T>(__builtin_inf());
+}
+
+// ---- one pair ----
+
+template <typename T, bool kDifference>
+T pair(const T* x, const T* y, int64_t count) {
+  using V = typename Simd<T>::V;
+  constexpr int L = kLanes<T>;
+  V sum[4] = {};
+  int64_t c = 0;
+  for (; c + 4 * L <= count; c += 4 * L) {
+#pragma GCC unroll 4
+    for (int u = 0; u < 4; ++u) {
+      const V a = load<T>(x + c + u * L), b = load<T>(y + c + u * L);
+      if constexpr (kDifference) {
+        sum[u] += (a - b) * (a - b);
+      } else {
+        sum[u] += a * b;
+      }
+    }
+  }
+  for (; c < count; c += L) {
+    const V a = load<T>(x + c), b = load<T>(y + c);
+    if constexpr (kDifference) {
+      sum[0] += (a - b) * (a - b);
+    } else {
+      sum[0] += a * b;
+    }
+  }
+  const V total = (sum[0] + sum[1]) + (sum[2] + sum[3]);
+  return fold<T, ALKERNELS_VECTOR_BYTES>(total, [](auto a, auto b) { return a + b; });
 }
 
 // ---- widening ----
@@ -87,78 +134,84 @@ inline float widen(Half x) {
   return from_bits(bits | (static_cast<uint32_t>(x.bits & 0x8000u) << 16));
 }
 
+template <typename T, typename S>
+inline typename Simd<T>::V widen_vector(const S* x) {
+  if constexpr (sizeof(S) == sizeof(T)) {
+    return load<T>(reinterpret_cast<const T*>(x));
+  } else {
+    T wide[kLanes<T>];
+    for (int l = 0; l < kLanes<T>; ++l) wide[l] = static_cast<T>(widen(x[l]));
+    return load<T>(wide);
+  }
+}
+
 template <typename S, typename T>
-void pack_as(const RowSource& source, int64_t begin, int64_t count, const double* shift, T* out, int64_t stride) {
+void pack_as(const RowSource& source, int64_t begin, int64_t count, int64_t ahead, const T* shift, T* out,
+             int64_t stride, T* squared_norm) {
+  using V = typename Simd<T>::V;
+  constexpr int L = kLanes<T>;
   const S* base = static_cast<const S*>(source.data) + begin * source.row_stride;
   const int64_t width = source.width;
   if (source.column_stride == 1) {
     for (int64_t r = 0; r < count; ++r) {
       const S* x = base + r * source.row_stride;
+      const S* later = x + ahead * source.row_stride;
+      for (int64_t c = 0; c < width; c += 64 / static_cast<int64_t>(sizeof(S))) __builtin_prefetch(later + c, 0, 2);
       T* o = out + r * stride;
-      if (shift) {
-        for (int64_t c = 0; c < width; ++c) o[c] = static_cast<T>(widen(x[c])) - static_cast<T>(shift[c]);
-      } else {
-        for (int64_t c = 0; c < width; ++c) o[c] = static_cast<T>(widen(x[c]));
+      V even = {}, odd = {};
+      int64_t c = 0;
+      const auto pack_vector = [&](V& sum) __attribute__((always_inline)) {
+        const V v = widen_vector<T>(x + c) - load<T>(shift + c);
+        store<T>(o + c, v);
+        sum += v * v;
+        c += L;
+      };
+      while (c + 2 * L <= width) {
+        pack_vector(even);
+        pack_vector(odd);
       }
+      if (c + L <= width) pack_vector(even);
+      if (c < stride) {
+        const int64_t tail = c;
+        for (; c < width; ++c) o[c] = static_cast<T>(widen(x[c])) - shift[c];
+        for (; c < stride; ++c) o[c] = T(0);
+        const V v = load<T>(o + tail);
+        odd += v * v;
+      }
+      squared_norm[r] = fold<T, ALKERNELS_VECTOR_BYTES>(even + odd, [](auto a, auto b) { return a + b; });
     }
-  } else {
-    // Features outermost: in a transposed pool neighbouring rows lie side by side.
-    for (int64_t c = 0; c < width; ++c) {
-      const S* x = base + c * source.column_stride;
-      const T s = shift ? static_cast<T>(shift[c]) : T(0);
-      for (int64_t r = 0; r < count; ++r) out[r * stride + c] = static_cast<T>(widen(x[r * source.row_stride])) - s;
+    return;
+  }
+  // Strided columns, a transposed pool for instance: a few columns at a time, each read along the rows.
+  constexpr int64_t kColumns = 16;
+  for (int64_t first = 0; first < width; first += kColumns) {
+    const int64_t last = first + kColumns < width ? first + kColumns : width;
+    for (int64_t r = 0; r < count; ++r) {
+      const S* x = base + r * source.row_stride;
+      for (int64_t c = first; c < last; ++c) {
+        out[r * stride + c] = static_cast<T>(widen(x[c * source.column_stride])) - shift[c];
+      }
     }
   }
   for (int64_t r = 0; r < count; ++r) {
     for (int64_t c = width; c < stride; ++c) out[r * stride + c] = T(0);
+    squared_norm[r] = pair<T, false>(out + r * stride, out + r * stride, stride);
   }
 }
 
 template <typename T>
-void pack(const RowSource& source, int64_t begin, int64_t count, const double* shift, T* out, int64_t stride) {
+void pack(const RowSource& source, int64_t begin, int64_t count, int64_t ahead, const T* shift, T* out,
+          int64_t stride, T* squared_norm) {
   switch (source.element) {
     case Element::kFloat16:
-      return pack_as<Half>(source, begin, count, shift, out, stride);
+      return pack_as<Half>(source, begin, count, ahead, shift, out, stride, squared_norm);
     case Element::kBFloat16:
-      return pack_as<BFloat>(source, begin, count, shift, out, stride);
+      return pack_as<BFloat>(source, begin, count, ahead, shift, out, stride, squared_norm);
     case Element::kFloat32:
-      return pack_as<float>(source, begin, count, shift, out, stride);
+      return pack_as<float>(source, begin, count, ahead, shift, out, stride, squared_norm);
     case Element::kFloat64:
-      return pack_as<double>(source, begin, count, shift, out, stride);
+      return pack_as<double>(source, begin, count, ahead, shift, out, stride, squared_norm);
   }
-}
-
-// ---- one pair ----
-
-template <typename T, bool kDifference>
-T pair(const T* x, const T* y, int64_t count) {
-  using V = typename Simd<T>::V;
-  constexpr int L = kLanes<T>;
-  V sum[4] = {};
-  int64_t c = 0;
-  for (; c + 4 * L <= count; c += 4 * L) {
-#pragma GCC unroll 4
-    for (int u = 0; u < 4; ++u) {
-      const V a = load<T>(x + c + u * L), b = load<T>(y + c + u * L);
-      if constexpr (kDifference) {
-        sum[u] += (a - b) * (a - b);
-      } else {
-        sum[u] += a * b;
-      }
-    }
-  }
-  for (; c < count; c += L) {
-    const V a = load<T>(x + c), b = load<T>(y + c);
-    if constexpr (kDifference) {
-      sum[0] += (a - b) * (a - b);
-    } else {
-      sum[0] += a * b;
-    }
-  }
-  const V total = (sum[0] + sum[1]) + (sum[2] + sum[3]);
-  T out = 0;
-  for (int l = 0; l < L; ++l) out += total[l];
-  return out;
 }
 
 // ---- the register tile ----
@@ -281,18 +334,13 @@ void minimum_of(const PackedRows<T>& rows, int64_t row_begin, int64_t row_end, c
         [&](int64_t first) { panel_distances<T, kVectors>(rows, centers, index, first, lower(first)); },
         [&](int64_t first) { panel_distances<T, 1>(rows, centers, index, first, lower(first)); });
     for (int r = 0; r < kRows && block + r < row_end; ++r) {
-      T value = low[r][0];
+      const T value = fold<T, ALKERNELS_VECTOR_BYTES>(low[r], [](auto a, auto b) { return b < a ? b : a; });
       int64_t center = 0;
-      if constexpr (kNearest) center = where[r][0] * L;
-      for (int l = 1; l < L; ++l) {
-        if constexpr (kNearest) {
-          const int64_t other = where[r][l] * L + l;
-          if (low[r][l] < value || (low[r][l] == value && other < center)) {
-            value = low[r][l];
-            center = other;
-          }
-        } else {
-          value = low[r][l] < value ? low[r][l] : value;
+      if constexpr (kNearest) {
+        center = INT64_MAX;
+        for (int l = 0; l < L; ++l) {
+          const int64_t other = static_cast<int64_t>(where[r][l]) * L + l;
+          if (low[r][l] == value && other < center) center = other;
         }
       }
       if (value < best[block + r]) {
