@@ -55,10 +55,10 @@ class RunningDistances:
     def candidates(self, block: int) -> int:
         """How many candidates the next block of picks should play out among, the last one having made `block` picks.
 
-        More candidates make longer blocks and so fewer passes; their m x m distances cost as much as m² / N more centres in
-        the pass, which by itself costs as much as some thirty.
+        More candidates make longer blocks and so fewer passes, each of which costs as much as some thirty centres; but their
+        m x m distances cost as much as m² / N centres. Measured, not derived.
         """
-        return min(max(32, 2 * block, int((self.pool.count * (4 + block / 8)) ** 0.5)), self.largest_block)
+        return min(max(32, 2 * block, int((self.pool.count * (2 + block / 16)) ** 0.5)), self.largest_block)
 
     def mark(self, rows: torch.Tensor) -> None:
         """Makes `rows` picked; call before their lower(), which numbers them."""

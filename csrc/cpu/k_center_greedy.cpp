@@ -7,8 +7,6 @@
 // outside can beat it.
 #include <torch/csrc/stable/library.h>
 
-#include <mutex>
-
 #include "../common/candidate.h"
 #include "block_distances.h"
 

@@ -8,6 +8,8 @@
 #include <atomic>
 #include <cmath>
 #include <limits>
+#include <memory>
+#include <mutex>
 #include <vector>
 
 #include "../common/check.h"
@@ -88,8 +90,8 @@ class PackedTile {
     for (int f = 0; f < rows.factors; ++f) {
       packed_.width[f] = rows.factor[f].width;
       packed_.stride[f] = (rows.factor[f].width + lanes - 1) / lanes * lanes;
-      memory_[f].resize(static_cast<size_t>(capacity * packed_.stride[f]));
-      packed_.factor[f] = memory_[f].data();
+      memory_[f].reset(new T[static_cast<size_t>(capacity * packed_.stride[f])]);  // pages are touched by fill()
+      packed_.factor[f] = memory_[f].get();
     }
     packed_.squared_norm = squared_norm_.data();
     if (rows.factors == 2) second_norm_.resize(static_cast<size_t>(capacity));
@@ -99,15 +101,18 @@ class PackedTile {
   PackedTile(const PackedTile&) = delete;
   PackedTile& operator=(const PackedTile&) = delete;
 
-  const PackedRows<T>& fill(int64_t begin, int64_t count) {
+  // Packs source rows [begin, begin + count) as rows at, at + 1, ... of the tile.
+  const PackedRows<T>& fill(int64_t begin, int64_t count, int64_t at = 0) {
     const auto& tile = distance_tile<T>();
     for (int f = 0; f < rows_.factors; ++f) {
-      T* norms = f == 0 ? squared_norm_.data() : second_norm_.data();
-      tile.pack(rows_.factor[f], begin, count, capacity_, shift_.data(), packed_.factor[f], packed_.stride[f], norms);
+      T* norms = (f == 0 ? squared_norm_.data() : second_norm_.data()) + at;
+      tile.pack(rows_.factor[f], begin, count, capacity_, shift_.data(), packed_.factor[f] + at * packed_.stride[f],
+                packed_.stride[f], norms);
     }
     for (int64_t r = 0; r < count; ++r) {
-      if (rows_.factors == 2) squared_norm_[static_cast<size_t>(r)] *= second_norm_[static_cast<size_t>(r)];
-      if (metric_ == Metric::kCosine) scale_to_unit(begin + r, r);
+      const auto to = static_cast<size_t>(at + r);
+      if (rows_.factors == 2) squared_norm_[to] *= second_norm_[to];
+      if (metric_ == Metric::kCosine) scale_to_unit(begin + r, at + r);
     }
     return packed_;
   }
@@ -143,57 +148,93 @@ class PackedTile {
   const Metric metric_;
   const int64_t capacity_;
   std::vector<T> shift_;  // zeros where the metric has none
-  std::vector<T> memory_[kMaxFactors];
+  std::unique_ptr<T[]> memory_[kMaxFactors];
   std::vector<T> squared_norm_, second_norm_;
   PackedRows<T> packed_;
 };
 
-// A block of centres, packed twice: interleaved for the register tile and, in float64, row by row for exact_distance.
+// Runs worker(next) on torch's threads; each call of next() hands out one of [0, tasks), or -1 at the end.
+template <typename Worker>
+void parallel_tasks(int64_t tasks, const Worker& worker) {
+  std::atomic<int64_t> counter{0};
+  const auto next = [&]() -> int64_t {
+    const int64_t task = counter.fetch_add(1, std::memory_order_relaxed);
+    return task < tasks ? task : -1;
+  };
+  const int64_t threads = std::min<int64_t>(torch::stable::get_num_threads(), tasks);
+  if (threads <= 1) {
+    worker(next);
+    return;
+  }
+  torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) worker(next);
+  });
+}
+
+// A block of centres: interleaved for the register tile and, once somebody asks, row by row in float64 for
+// exact_distance.
 template <typename T>
 class PackedBlock {
  public:
   PackedBlock(const Rows& rows, Metric metric, const double* shift)
-      : exact_(rows, metric, nullptr, rows.count), tile_(rows, metric, shift, rows.count) {
-    exact_.fill(0, rows.count);
-    const PackedRows<T>& plain = tile_.fill(0, rows.count);
+      : tile_(rows, metric, shift, rows.count), exact_(rows, metric, nullptr, rows.count) {
     const auto& simd = distance_tile<T>();
-    centers_.count = rows.count;
-    centers_.factors = rows.factors;
+    const PackedRows<T>& plain = tile_.rows();
     const int64_t full = rows.count / simd.panel * simd.panel;
     const int64_t rest = rows.count - full;
     const int64_t last = rest == 0 ? 0 : rest <= simd.lanes ? simd.lanes : simd.panel;
     const int64_t padded = full + last;
-    squared_norm_.assign(static_cast<size_t>(padded), std::numeric_limits<T>::infinity());
-    for (int64_t j = 0; j < rows.count; ++j) {
-      squared_norm_[static_cast<size_t>(j)] = plain.squared_norm[j];
-      largest_ = std::max(largest_, plain.squared_norm[j]);
-      if (std::isnan(plain.squared_norm[j])) largest_ = std::numeric_limits<T>::infinity();
-    }
-    centers_.squared_norm = squared_norm_.data();
+    centers_.count = rows.count;
+    centers_.factors = rows.factors;
     for (int f = 0; f < rows.factors; ++f) {
-      const int64_t width = plain.width[f], stride = plain.stride[f];
-      interleaved_[f].assign(static_cast<size_t>(padded * width), T(0));
+      interleaved_[f].assign(static_cast<size_t>(padded * plain.width[f]), T(0));
       centers_.factor[f] = interleaved_[f].data();
-      centers_.width[f] = width;
-      for (int64_t first = 0; first < padded; first += simd.panel) {
-        const int64_t lanes = first < full ? simd.panel : last;
-        T* panel = interleaved_[f].data() + first * width;
-        for (int64_t j = 0; j < std::min(lanes, rows.count - first); ++j) {
-          const T* row = plain.factor[f] + (first + j) * stride;
-          for (int64_t c = 0; c < width; ++c) panel[c * lanes + j] = row[c];
+      centers_.width[f] = plain.width[f];
+    }
+    parallel_tasks((padded + simd.panel - 1) / simd.panel, [&](const auto& next) {
+      for (int64_t task; (task = next()) >= 0;) {
+        const int64_t first = task * simd.panel, lanes = first < full ? simd.panel : last;
+        const int64_t count = std::min(lanes, rows.count - first);
+        tile_.fill(first, count, first);
+        for (int f = 0; f < rows.factors; ++f) {
+          interleave(plain.factor[f] + first * plain.stride[f], plain.stride[f], count, plain.width[f], lanes,
+                     interleaved_[f].data() + first * plain.width[f]);
         }
       }
+    });
+    squared_norm_.assign(static_cast<size_t>(padded), std::numeric_limits<T>::infinity());
+    std::copy_n(plain.squared_norm, rows.count, squared_norm_.begin());
+    centers_.squared_norm = squared_norm_.data();
+    for (int64_t j = 0; j < rows.count; ++j) {
+      const T norm = plain.squared_norm[j];
+      largest_ = std::isnan(norm) ? std::numeric_limits<T>::infinity() : std::max(largest_, norm);
     }
   }
 
   const PackedCenters<T>& centers() const { return centers_; }
   const PackedRows<T>& rows() const { return tile_.rows(); }
-  const PackedRows<double>& exact() const { return exact_.rows(); }
   T largest_squared_norm() const { return largest_; }
 
+  const PackedRows<double>& exact() const {
+    std::call_once(exact_once_, [this] { exact_.fill(0, centers_.count); });
+    return exact_.rows();
+  }
+
  private:
-  PackedTile<double> exact_;
+  // panel[c][j] = rows[j][c], a few features at a time so that the lines written stay in L1
+  static void interleave(const T* rows, int64_t stride, int64_t count, int64_t width, int64_t lanes, T* panel) {
+    constexpr int64_t kFeatures = 16;
+    for (int64_t begin = 0; begin < width; begin += kFeatures) {
+      const int64_t end = std::min(begin + kFeatures, width);
+      for (int64_t j = 0; j < count; ++j) {
+        for (int64_t c = begin; c < end; ++c) panel[c * lanes + j] = rows[j * stride + c];
+      }
+    }
+  }
+
   PackedTile<T> tile_;
+  mutable PackedTile<double> exact_;
+  mutable std::once_flag exact_once_;
   std::vector<T> interleaved_[kMaxFactors];
   std::vector<T> squared_norm_;
   PackedCenters<T> centers_;
@@ -223,11 +264,17 @@ inline double exact_distance(Metric metric, const PackedRows<double>& x, int64_t
 // Squares below this have lost digits to underflow in float32.
 constexpr double kTinySquare = 1e-36;
 
-// How far n_i + n_j - 2 * product may be from the truth when computed in T, as a share of n_i + n_j: some multiples of
-// the unit rounding error. tests/test_error_bound.py holds it against float64.
+// How far n_i + n_j - 2 * product may be from the truth when computed in T, as a share of n_i + n_j: multiples of the unit
+// rounding error, above what the worst data gave (all summands of one sign and size, where roundings add up along a run of
+// 64 and along the D / 64 runs). tests/test_error_bound.py holds it against float64.
 template <typename T>
 double error_share(const Rows& rows) {
-  return (rows.factors == 2 ? 32 : 16) * static_cast<double>(std::numeric_limits<T>::epsilon()) / 2;
+  double multiples = 0;
+  for (int f = 0; f < rows.factors; ++f) {
+    const auto width = static_cast<double>(rows.factor[f].width);
+    multiples += 8 + std::min(width, 64.0) / 4 + width / 128;
+  }
+  return multiples * static_cast<double>(std::numeric_limits<T>::epsilon()) / 2;
 }
 
 // The same for the nearest of all centres, given that the nearest so far is at squared distance `old`: by the triangle
@@ -239,23 +286,5 @@ inline double error_bound(double share, double norm, double old, double largest_
 // A distance computed in T is good enough where its error bound is below this share of the guard, a lower bound of
 // the largest distance that will be left. (Errors E <= 1e-5 * max d2 keep every pick's distance within 1e-5 of the best.)
 constexpr double kTolerance = 1e-5;
-
-// Runs worker(next) on torch's threads; each call of next() hands out one of [0, tasks), or -1 at the end.
-template <typename Worker>
-void parallel_tasks(int64_t tasks, const Worker& worker) {
-  std::atomic<int64_t> counter{0};
-  const auto next = [&]() -> int64_t {
-    const int64_t task = counter.fetch_add(1, std::memory_order_relaxed);
-    return task < tasks ? task : -1;
-  };
-  const int64_t threads = std::min<int64_t>(torch::stable::get_num_threads(), tasks);
-  if (threads <= 1) {
-    worker(next);
-    return;
-  }
-  torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t t = begin; t < end; ++t) worker(next);
-  });
-}
 
 }  // namespace alkernels
