@@ -160,6 +160,7 @@ class Pool:
         self.count = int(lengths[0])
         self.widths = [int(s.shape[1]) for s in self.sources]
         self.device = self.sources[0].device
+        self.mapped = any(isinstance(s, _ArraySource) and s.map is not None for s in self.sources)
         self.dtype = torch.float64 if any(s.dtype == torch.float64 for s in self.sources) else torch.float32
 
     def tile(self, begin: int, end: int) -> Factors:

@@ -17,22 +17,23 @@ STABLE_TORCH_LIBRARY(alkernels, m) {
 
   // ---- steps ----
 
-  // d2[i] = min(d2[i], squared distance to each centre); nearest[i] = first_center + the centre that lowered it.
+  // d2[i] = min(d2[i], squared distance to each centre); error[i] bounds its error, at most 1e-5 level;
+  // nearest[i] = first_center + the centre that lowered it.
   m.def(
       "lower_distances(Tensor rows, Tensor? rows2, Tensor centers, Tensor? centers2, Tensor? shift, int metric, "
-      "int first_center, float guard, Tensor(a!) d2, Tensor(b!)? nearest) -> ()");
+      "int first_center, float level, Tensor(a!) d2, Tensor(b!) error, Tensor(c!)? nearest) -> ()");
   // The m largest of d2, larger first, ties to the lower index.
   m.def("top_candidates(Tensor d2, int m) -> (Tensor values, Tensor indices)");
-  // Farthest-first inside the candidates, while no row outside (none above `bound`) can beat the pick: positions of the
-  // picks, -1 behind the last; their squared distances; the largest squared distance left.
+  // Farthest-first inside the candidates, while no row outside (none above `bound`) can beat the pick and it is at least
+  // at `level`: positions of the picks, -1 behind the last; their squared distances.
   m.def(
       "k_center_block(Tensor rows, Tensor? rows2, Tensor? shift, int metric, Tensor values, Tensor indices, "
-      "float bound, int limit) -> (Tensor picks, Tensor scores, Tensor remaining)");
+      "float bound, float level, int limit) -> (Tensor picks, Tensor scores)");
   // One row for each uniform, drawn with probability d2[i] / sum(d2); -1 where the sum is zero.
   m.def("draw_by_weight(Tensor d2, Tensor uniforms) -> (Tensor indices, Tensor total)");
   // The proposals that a D^2 draw accepts, in order: positions, -1 behind the last; their squared distances when
-  // accepted; the share of the weight that is left, estimated from the last 32 rows, which are never proposed.
+  // accepted.
   m.def(
       "kmeans_plusplus_block(Tensor rows, Tensor? rows2, Tensor? shift, int metric, Tensor values, Tensor indices, "
-      "Tensor uniforms, float guard, int limit) -> (Tensor picks, Tensor scores, Tensor remaining)");
+      "Tensor uniforms, float level, int limit) -> (Tensor picks, Tensor scores)");
 }

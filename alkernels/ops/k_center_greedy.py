@@ -132,7 +132,7 @@ def first_centers(
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Lowers the distances by what is given, the labelled rows and the start (drawn uniformly where nothing is)."""
     if labeled is not None:
-        state.lower_by_pool(labeled)
+        state.add_labeled(labeled)
     elif start is None and k > 0:
         start = int(torch.randint(state.pool.count, (), generator=torch.Generator().manual_seed(seed)))
     if start is None or k == 0:
@@ -141,8 +141,7 @@ def first_centers(
         return [], []
     first = torch.tensor([start], device=state.pool.device)
     score = state.d2[first]
-    state.mark(first)
-    state.lower(state.pool.gather(first))
+    state.add_picks(first)
     return [first], [score]
 
 
@@ -169,23 +168,23 @@ def select(
     with tqdm(total=k, initial=made, desc="k-center greedy", unit="pick", disable=not progress) as bar:
         while made < k:
             m = min(state.candidates(block), pool.count - made)
-            values, rows = torch.ops.alkernels.top_candidates(state.d2, min(m + 1, pool.count))
-            bound = float(values[m]) if len(values) > m else -1.0  # of the rows outside; -1: all outside are picked
+            while True:
+                values, rows = torch.ops.alkernels.top_candidates(state.d2, min(m + 1, pool.count))
+                bound = float(values[m]) if len(values) > m else -1.0  # of the rows outside; -1: all outside are picked
+                if not state.settle(max(bound, float(values[0]) / 4)):
+                    break
             values, rows = values[:m], rows[:m]
-            candidates = pool.gather(rows)
-            positions, values, remaining = torch.ops.alkernels.k_center_block(
-                *pair(candidates), state.shift, state.metric, values, rows, bound, k - made
+            positions, values = torch.ops.alkernels.k_center_block(
+                *pair(pool.gather(rows)), state.shift, state.metric, values, rows, bound, state.level, k - made
             )
             block = int((positions >= 0).sum())
-            positions = positions[:block]
-            picked = rows[positions]
-            picks.append(picked)
+            picks.append(rows[positions[:block]])
             squared.append(values[:block])
             made += block
-            state.mark(picked)
-            if made < k or track:
-                state.lower(tuple(c.index_select(0, positions) for c in candidates), float(remaining))
+            state.add_picks(picks[-1], lower=made < k or track)
             bar.update(block)
+    while track and state.passes and state.settle(float(state.d2.max())):
+        pass
     return Run(_cat(picks, torch.int64, pool), _cat(squared, torch.float64, pool), state)
 
 
@@ -263,5 +262,5 @@ def _(d2, m):  # type: ignore[no-untyped-def]
 
 
 @torch.library.register_fake("alkernels::k_center_block")
-def _(rows, rows2, shift, metric, values, indices, bound, limit):  # type: ignore[no-untyped-def]
-    return torch.empty_like(indices), torch.empty_like(values), values.new_empty(1)
+def _(rows, rows2, shift, metric, values, indices, bound, level, limit):  # type: ignore[no-untyped-def]
+    return torch.empty_like(indices), torch.empty_like(values)

@@ -105,12 +105,14 @@ def kmeans_plusplus(
     return result(run, to_weight, return_distances)
 
 
-# Rows at the end of a block that kmeans_plusplus_block never proposes, to see how much weight is left.
-WITNESSES = 32
-
-
 def to_weight(squared: torch.Tensor) -> torch.Tensor:
     return squared.clamp(min=0)
+
+
+def settle(state: RunningDistances) -> None:
+    """Makes weights of ten times the mean reliable, so that none is off by more than 1e-4 of the mean."""
+    while state.settle(10 * float(state.d2.clamp(min=0).mean())):
+        pass
 
 
 def select(
@@ -131,32 +133,28 @@ def select(
     made, block = len(picks), 32
     with tqdm(total=k, initial=made, desc="k-means++", unit="pick", disable=not progress) as bar:
         while made < k:
+            settle(state)
             # About twice as many proposals as the last block accepted, and no more than the rest may need.
-            m = min(max(64, 2 * block), state.largest_block, 2 * (k - made) + 16) + WITNESSES
+            m = min(max(64, 2 * block), state.largest_block, 2 * (k - made) + 16)
             draws = torch.rand(2, m, dtype=torch.float64, generator=uniform).to(pool.device)
             rows, total = torch.ops.alkernels.draw_by_weight(state.d2, draws[0])
-            if float(total) <= 0:  # every row left coincides with a centre
-                rest = (state.d2 >= 0).nonzero().flatten()[: k - made]
-                picks.append(rest)
-                squared.append(torch.zeros(len(rest), dtype=torch.float64, device=pool.device))
-                state.mark(rest)
-                bar.update(len(rest))
+            if float(total) == 0:  # every row left coincides with a centre
+                picks.append((state.d2 >= 0).nonzero().flatten()[: k - made])
+                squared.append(torch.zeros(len(picks[-1]), dtype=torch.float64, device=pool.device))
+                state.add_picks(picks[-1], lower=False)
+                bar.update(len(picks[-1]))
                 break
-            proposals = pool.gather(rows)
-            mean = float(total) / pool.count  # 10 times it as guard: weights are off by at most 1e-4 of the mean
-            positions, values, remaining = torch.ops.alkernels.kmeans_plusplus_block(
-                *pair(proposals), state.shift, state.metric, state.d2[rows], rows, draws[1], 10 * mean, k - made
+            positions, values = torch.ops.alkernels.kmeans_plusplus_block(
+                *pair(pool.gather(rows)), state.shift, state.metric, state.d2[rows], rows, draws[1], state.level, k - made
             )
             block = int((positions >= 0).sum())
-            positions = positions[:block]
-            picked = rows[positions]
-            picks.append(picked)
+            picks.append(rows[positions[:block]])
             squared.append(values[:block])
             made += block
-            state.mark(picked)
-            if made < k or track:
-                state.lower(tuple(p.index_select(0, positions) for p in proposals), 10 * mean * float(remaining))
+            state.add_picks(picks[-1], lower=made < k or track)
             bar.update(block)
+    if track and state.passes:
+        settle(state)
     return Run(_cat(picks, torch.int64, pool), _cat(squared, torch.float64, pool), state)
 
 
@@ -178,5 +176,5 @@ def _(d2, uniforms):  # type: ignore[no-untyped-def]
 
 
 @torch.library.register_fake("alkernels::kmeans_plusplus_block")
-def _(rows, rows2, shift, metric, values, indices, uniforms, guard, limit):  # type: ignore[no-untyped-def]
-    return torch.empty_like(indices), torch.empty_like(values), values.new_empty(1)
+def _(rows, rows2, shift, metric, values, indices, uniforms, level, limit):  # type: ignore[no-untyped-def]
+    return torch.empty_like(indices), torch.empty_like(values)

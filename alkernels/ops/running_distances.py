@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
+
 import torch
 
 import alkernels._load  # noqa: F401
 from alkernels._inputs import Factors, Pool
 
+# Of the largest squared distance; kTolerance in csrc/cpu/metric_rows.h.
+TOLERANCE = 1e-5
 METRICS = {"euclidean": 0, "cosine": 1, "outer": 2}
 
 # One call of the kernel takes about this many operations (0.05 to 0.5 s), so that Ctrl-C is noticed between calls ...
 _OPERATIONS_A_CALL = 1.5e10
-# ... and no more bytes than this of a memory-mapped pool are held at a time.
-_MAPPED_BYTES_A_CALL = 16 << 20
+# ... and no more bytes than this of gathered rows, or of a memory-mapped pool, are held at a time.
+_BYTES_A_TILE = 16 << 20
 # A block of centres is packed into at most this many numbers.
 _BLOCK_NUMBERS = 1 << 20
 _SAMPLE = 127
@@ -21,15 +26,24 @@ _SAMPLE = 127
 class RunningDistances:
     """Squared distances [N] to the nearest centre so far, -1 for picked rows.
 
+    They come out of float32 products (float64 for a float64 pool), which lose digits where a distance is small beside
+    the norms. Each row carries a bound of that error. What a pick needs is that no error exceeds 1e-5 of its squared distance,
+    and those fall as centres are added: when they come down to `level`, the rows whose error has become too large are
+    measured again in float64, against all centres, and from then on always.
+
     Parameters
     ----------
     pool : Pool
     metric : {"euclidean", "cosine", "outer"}
     track : bool
-        Also keep each row's nearest centre and refine its distance in float64.
+        Also keep each row's nearest centre, and its distance in float64.
 
     Attributes
     ----------
+    d2, error : Tensor of shape (N,), float64 and float32
+    nearest : Tensor of shape (N,), int64, or None
+    level : float
+        All errors are at most 1e-5 of it.
     passes : int
         How often the pool was walked.
     operations : float
@@ -39,15 +53,21 @@ class RunningDistances:
     def __init__(self, pool: Pool, metric: str, track: bool) -> None:
         self.pool = pool
         self.metric = METRICS[metric]
-        self.d2 = torch.full((pool.count,), torch.inf, dtype=torch.float64, device=pool.device)
-        self.nearest = torch.full((pool.count,), -1, dtype=torch.int64, device=pool.device) if track else None
-        count = min(_SAMPLE, pool.count)
-        self._sample_rows = torch.arange(count, device=pool.device) * pool.count // count
-        self._sample = pool.gather(self._sample_rows)
+        n, device = pool.count, pool.device
+        self.d2 = torch.full((n,), torch.inf, dtype=torch.float64, device=device)
+        self.error = torch.zeros(n, dtype=torch.float32, device=device)
+        self.nearest = torch.full((n,), -1, dtype=torch.int64, device=device) if track else None
+        self.level = torch.inf
         # Distances do not change when all rows are shifted, and lose fewer digits near the origin. The lower median is a
         # value of the data: integers stay integers, and a far outlier does not drag it along.
-        self.shift = self._sample[0].double().median(dim=0).values if metric == "euclidean" else None
+        self.shift = None
+        if metric == "euclidean":
+            count = min(_SAMPLE, n)
+            sample = pool.gather(torch.arange(count, device=device) * n // count)[0]
+            self.shift = sample.double().median(dim=0).values
         self.largest_block = max(32, min(1024, _BLOCK_NUMBERS // sum(pool.widths)))
+        self.labeled: Pool | None = None
+        self.picks: list[torch.Tensor] = []
         self.centers = 0
         self.passes = 0
         self.operations = 0.0
@@ -60,51 +80,82 @@ class RunningDistances:
         """
         return min(max(32, 2 * block, int((self.pool.count * (2 + block / 16)) ** 0.5)), self.largest_block)
 
-    def mark(self, rows: torch.Tensor) -> None:
-        """Makes `rows` picked; call before their lower(), which numbers them."""
+    def add_labeled(self, labeled: Pool) -> None:
+        """Lowers the distances by every row of another pool. Call before any pick."""
+        self.labeled = labeled
+        for block in self._labeled_blocks():
+            self._lower(block)
+
+    def add_picks(self, rows: torch.Tensor, lower: bool = True) -> None:
+        """Makes `rows` picked and lowers the distances by them (unless nobody will look at them again)."""
+        self.picks.append(rows)
         self.d2[rows] = -1.0
+        self.error[rows] = 0.0
         if self.nearest is not None:
             self.nearest[rows] = self.centers + torch.arange(len(rows), device=rows.device)
+        if lower:
+            self._lower(self.pool.gather(rows))
 
-    def lower(self, centers: Factors, guard: float | None = None) -> None:
-        """Lowers all distances by a block of centres.
+    def settle(self, value: float) -> bool:
+        """Makes squared distances around `value` reliable; says whether any had to be measured again."""
+        if value >= self.level:
+            return False
+        self.level = 0.8 * value  # ahead of the fall, so that this is needed a few times only
+        rows = (self.error > TOLERANCE * self.level).nonzero().flatten()
+        if len(rows):
+            self._measure_again(rows)
+        return len(rows) > 0
 
-        Parameters
-        ----------
-        centers : tuple of tensors
-        guard : float, optional
-            A lower bound of the largest squared distance after this call; decides which rows need float64. By default a
-            sample of the pool is lowered first, in float64, and its largest taken.
-        """
-        if guard is None:
-            sample = self.d2[self._sample_rows]
-            self._lower_tile(self._sample, centers, 0.0, sample, None)
-            guard = float(sample.max())
+    def _labeled_blocks(self) -> Iterator[Factors]:
+        if self.labeled is not None:
+            for begin in range(0, self.labeled.count, self.largest_block):
+                yield self.labeled.tile(begin, min(begin + self.largest_block, self.labeled.count))
+
+    def _lower(self, centers: Factors) -> None:
         operations = 2.0 * sum(self.pool.widths) * len(centers[0])
         size = max(1024, int(_OPERATIONS_A_CALL / operations))
-        if any(getattr(s, "map", None) is not None for s in self.pool.sources):
-            size = min(size, max(1, _MAPPED_BYTES_A_CALL // (8 * sum(self.pool.widths))))
+        if self.pool.mapped:
+            size = min(size, max(1, _BYTES_A_TILE // (8 * sum(self.pool.widths))))
         for begin, end, tile in self.pool.tiles(size):
             nearest = None if self.nearest is None else self.nearest[begin:end]
-            self._lower_tile(tile, centers, guard, self.d2[begin:end], nearest)
-        if self.passes == 0 and not torch.isfinite(self.d2).all():
+            self._lower_tile(tile, centers, self.centers, self.d2[begin:end], self.error[begin:end], nearest)
+        if self.passes == 0 and not all(bool(torch.isfinite(t).all()) for t in (self.d2, *centers)):
             self.pool.check_finite()
             row = int((~torch.isfinite(self.d2)).nonzero()[0])
-            raise ValueError(f"{self.pool.name} must have squared distances that float64 can hold, got an overflow in row {row}")
+            raise ValueError(
+                f"{self.pool.name} must have squared distances that float64 can hold, got an overflow in row {row}"
+            )
         self.centers += len(centers[0])
         self.passes += 1
         self.operations += operations * self.pool.count
 
-    def lower_by_pool(self, labeled: Pool) -> None:
-        """Lowers all distances by every row of another pool, a block at a time."""
-        for begin in range(0, labeled.count, self.largest_block):
-            self.lower(labeled.tile(begin, min(begin + self.largest_block, labeled.count)))
+    def _measure_again(self, rows: torch.Tensor) -> None:
+        picks = torch.cat(self.picks) if self.picks else rows[:0]
+        for chunk in rows.split(max(1, _BYTES_A_TILE // (8 * sum(self.pool.widths)))):
+            tile = self.pool.gather(chunk)
+            d2 = torch.full((len(chunk),), torch.inf, dtype=torch.float64, device=rows.device)
+            error = torch.zeros(len(chunk), dtype=torch.float32, device=rows.device)
+            nearest = None if self.nearest is None else self.nearest[chunk]
+            first = 0
+            blocks = itertools.chain(self._labeled_blocks(), map(self.pool.gather, picks.split(self.largest_block)))
+            for centers in blocks:
+                self._lower_tile(tile, centers, first, d2, error, nearest)
+                first += len(centers[0])
+            self.d2[chunk], self.error[chunk] = d2, error
+            if self.nearest is not None:
+                self.nearest[chunk] = nearest
 
     def _lower_tile(
-        self, tile: Factors, centers: Factors, guard: float, d2: torch.Tensor, nearest: torch.Tensor | None
+        self,
+        tile: Factors,
+        centers: Factors,
+        first_center: int,
+        d2: torch.Tensor,
+        error: torch.Tensor,
+        nearest: torch.Tensor | None,
     ) -> None:
         torch.ops.alkernels.lower_distances(
-            *pair(tile), *pair(centers), self.shift, self.metric, self.centers, guard, d2, nearest
+            *pair(tile), *pair(centers), self.shift, self.metric, first_center, self.level, d2, error, nearest
         )
 
 
@@ -113,6 +164,6 @@ def pair(factors: Factors) -> tuple[torch.Tensor, torch.Tensor | None]:
 
 
 @torch.library.register_fake("alkernels::lower_distances")
-def _(rows, rows2, centers, centers2, shift, metric, first_center, guard, d2, nearest):  # type: ignore[no-untyped-def]
+def _(rows, rows2, centers, centers2, shift, metric, first_center, level, d2, error, nearest):  # type: ignore[no-untyped-def]
     torch._check(rows.dim() == 2 and centers.dim() == 2 and rows.shape[1] == centers.shape[1])
-    torch._check(d2.shape == (rows.shape[0],))
+    torch._check(d2.shape == (rows.shape[0],) and error.shape == d2.shape)

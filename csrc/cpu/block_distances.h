@@ -24,12 +24,12 @@ class BlockDistances {
     });
   }
 
-  // d2[i] = min(d2[i], distance from row i to row j); see lower_distances.cpp for `guard`.
-  void lower(int64_t j, double guard, double* d2) const {
+  // d2[i] = min(d2[i], distance from row i to row j); see lower_distances.cpp for `level`.
+  void lower(int64_t j, double level, double* d2) const {
     const PackedRows<T>& rows = block_.rows();
     const T* row = matrix_.data() + j * count_;
     const double norm = static_cast<double>(rows.squared_norm[j]);
-    const double allowed = kTolerance * guard;
+    const double allowed = kTolerance * level;
     const auto bound = [&](int64_t i) {
       return share_ * (norm + static_cast<double>(rows.squared_norm[i])) + kTinySquare;
     };

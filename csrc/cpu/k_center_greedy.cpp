@@ -4,7 +4,7 @@
 // has seen in a buffer of 2m that is cut back to m when full, so that almost every row costs one comparison.
 //
 // k_center_block: the sequential rule inside those m rows, on their m x m squared distances. A pick stands while no row
-// outside can beat it.
+// outside can beat it and its distance is above the level to which distances are known.
 #include <torch/csrc/stable/library.h>
 
 #include "../common/candidate.h"
@@ -61,8 +61,8 @@ std::tuple<Tensor, Tensor> top_candidates_cpu(Tensor d2, int64_t m) {
 // candidate that started at `bound`: hence the rule for ties.
 template <typename T>
 int64_t greedy_in_block(const Rows& rows, const double* shift, Metric metric, const double* value,
-                        const int64_t* index, double bound, int64_t limit, int64_t* picks, double* scores,
-                        double* remaining) {
+                        const int64_t* index, double bound, double level, int64_t limit, int64_t* picks,
+                        double* scores) {
   const int64_t m = rows.count;
   const BlockDistances<T> distances(rows, metric, shift);
   std::vector<double> d2(value, value + m);
@@ -74,11 +74,11 @@ int64_t greedy_in_block(const Rows& rows, const double* shift, Metric metric, co
   int64_t made = 0;
   while (made < limit && best >= 0) {
     const Candidate pick{d2[static_cast<size_t>(best)], index[best]};
-    if (pick.value < bound || (pick.value == bound && pick.index > last_tie)) break;
+    if (pick.value < level || pick.value < bound || (pick.value == bound && pick.index > last_tie)) break;
     picks[made] = best;
     scores[made] = pick.value;
     ++made;
-    distances.lower(best, std::max(bound, 0.0), d2.data());
+    distances.lower(best, std::max(bound, level), d2.data());
     d2[static_cast<size_t>(best)] = -1;
     best = -1;
     for (int64_t i = 0; i < m; ++i) {
@@ -86,13 +86,12 @@ int64_t greedy_in_block(const Rows& rows, const double* shift, Metric metric, co
       if (d >= 0 && (best < 0 || before({d, index[i]}, {d2[static_cast<size_t>(best)], index[best]}))) best = i;
     }
   }
-  *remaining = best < 0 ? 0.0 : d2[static_cast<size_t>(best)];
   return made;
 }
 
-std::tuple<Tensor, Tensor, Tensor> k_center_block_cpu(Tensor rows, std::optional<Tensor> rows2,
-                                                      std::optional<Tensor> shift, int64_t metric_code, Tensor values,
-                                                      Tensor indices, double bound, int64_t limit) {
+std::tuple<Tensor, Tensor> k_center_block_cpu(Tensor rows, std::optional<Tensor> rows2, std::optional<Tensor> shift,
+                                              int64_t metric_code, Tensor values, Tensor indices, double bound,
+                                              double level, int64_t limit) {
   constexpr const char* kOp = "k_center_block";
   const Metric metric = metric_of(metric_code, kOp);
   const Rows candidates = rows_of(rows, rows2, metric, kOp, "rows");
@@ -101,20 +100,17 @@ std::tuple<Tensor, Tensor, Tensor> k_center_block_cpu(Tensor rows, std::optional
   check_vector(indices, ScalarType::Long, m, kOp, "indices");
   Tensor picks = torch::stable::new_empty(indices, {m});
   Tensor scores = torch::stable::new_empty(values, {m});
-  Tensor remaining = torch::stable::new_empty(values, {1});
   int64_t* pick = picks.mutable_data_ptr<int64_t>();
   double* score = scores.mutable_data_ptr<double>();
-  remaining.mutable_data_ptr<double>()[0] = 0;
   int64_t made = 0;
   if (m > 0) {
     const auto run = candidates.wide ? greedy_in_block<double> : greedy_in_block<float>;
     made = run(candidates, shift_of(shift, candidates, kOp), metric, values.const_data_ptr<double>(),
-               indices.const_data_ptr<int64_t>(), bound, std::min(limit, m), pick, score,
-               remaining.mutable_data_ptr<double>());
+               indices.const_data_ptr<int64_t>(), bound, level, std::min(limit, m), pick, score);
   }
   std::fill(pick + made, pick + m, -1);
   std::fill(score + made, score + m, 0.0);
-  return {picks, scores, remaining};
+  return {picks, scores};
 }
 
 }  // namespace

