@@ -102,7 +102,16 @@ class _ArraySource:
         return self._tensor(self.array[begin:end])
 
     def gather(self, rows: torch.Tensor) -> torch.Tensor:
-        return self._tensor(self.array[rows.numpy()])
+        index = rows.numpy()
+        if self.map is None:
+            return self._tensor(self.array[index])
+        # Each row of a map may bring a large piece of the file with it: a few at a time, in the file's order.
+        out = np.empty((len(index), self.shape[1]), dtype=self.native)
+        for some in np.array_split(np.argsort(index), -(-len(index) // 16) or 1):
+            out[some] = self.array[index[some]]
+            if len(some):
+                self.release(int(index[some[0]]), int(index[some[-1]]) + 1)
+        return self._tensor(out)
 
     def release(self, begin: int, end: int) -> None:
         """Lets go of the pages of a memory-mapped tile, so that a pass over a file never holds the whole of it."""

@@ -120,7 +120,8 @@ def result(run: Run, unit, return_distances: bool) -> Selection | CoverSelection
     indices, scores = pool.out(run.indices), pool.out(unit(run.squared).to(pool.dtype))
     if not return_distances:
         return Selection(indices, scores)
-    return CoverSelection(indices, scores, pool.out(unit(state.d2).to(pool.dtype)), pool.out(state.nearest))
+    assert state.nearest is not None
+    return CoverSelection(indices, scores, pool.out(unit(state.distances()).to(pool.dtype)), pool.out(state.nearest))
 
 
 def first_centers(
@@ -140,6 +141,8 @@ def first_centers(
             state.pool.check_finite()
         return [], []
     first = torch.tensor([start], device=state.pool.device)
+    if labeled is not None:
+        state.measure_again(first, 0.0)  # it may lie closer to a labelled row than the level tells apart
     score = state.d2[first]
     state.add_picks(first)
     return [first], [score]
@@ -183,8 +186,6 @@ def select(
             made += block
             state.add_picks(picks[-1], lower=made < k or track)
             bar.update(block)
-    while track and state.passes and state.settle(float(state.d2.max())):
-        pass
     return Run(_cat(picks, torch.int64, pool), _cat(squared, torch.float64, pool), state)
 
 

@@ -153,8 +153,6 @@ def select(
             made += block
             state.add_picks(picks[-1], lower=made < k or track)
             bar.update(block)
-    if track and state.passes:
-        settle(state)
     return Run(_cat(picks, torch.int64, pool), _cat(squared, torch.float64, pool), state)
 
 

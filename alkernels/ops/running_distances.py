@@ -36,7 +36,7 @@ class RunningDistances:
     pool : Pool
     metric : {"euclidean", "cosine", "outer"}
     track : bool
-        Also keep each row's nearest centre, and its distance in float64.
+        Also keep each row's nearest centre.
 
     Attributes
     ----------
@@ -95,6 +95,8 @@ class RunningDistances:
             self.nearest[rows] = self.centers + torch.arange(len(rows), device=rows.device)
         if lower:
             self._lower(self.pool.gather(rows))
+        else:
+            self.centers += len(rows)
 
     def settle(self, value: float) -> bool:
         """Makes squared distances around `value` reliable; says whether any had to be measured again."""
@@ -103,8 +105,48 @@ class RunningDistances:
         self.level = 0.8 * value  # ahead of the fall, so that this is needed a few times only
         rows = (self.error > TOLERANCE * self.level).nonzero().flatten()
         if len(rows):
-            self._measure_again(rows)
+            self.measure_again(rows, self.level)
         return len(rows) > 0
+
+    def measure_again(self, rows: torch.Tensor, level: float) -> None:
+        """Forgets the distances of some unpicked rows and measures them to `level`; 0: all in float64."""
+        picks = torch.cat(self.picks) if self.picks else rows[:0]
+        for chunk in rows.split(max(1, _BYTES_A_TILE // (8 * sum(self.pool.widths)))):
+            tile = self.pool.gather(chunk)
+            d2 = torch.full((len(chunk),), torch.inf, dtype=torch.float64, device=rows.device)
+            error = torch.zeros(len(chunk), dtype=torch.float32, device=rows.device)
+            nearest = None if self.nearest is None else self.nearest[chunk]
+            first = 0
+            blocks = itertools.chain(self._labeled_blocks(), map(self.pool.gather, picks.split(self.largest_block)))
+            for centers in blocks:
+                self._lower_tile(tile, centers, first, level, d2, error, nearest)
+                first += len(centers[0])
+            self.d2[chunk], self.error[chunk] = d2, error
+            if self.nearest is not None and nearest is not None:
+                self.nearest[chunk] = nearest
+
+    def distances(self) -> torch.Tensor:
+        """Each row's squared distance to its nearest centre, in float64; infinite without centres."""
+        assert self.nearest is not None
+        out = torch.zeros_like(self.d2)
+        if not self.centers:
+            return out.fill_(torch.inf)
+        picks = torch.cat(self.picks) if self.picks else self.nearest[:0]
+        labels = self.labeled.count if self.labeled is not None else 0
+        size = max(1, _BYTES_A_TILE // (32 * sum(self.pool.widths)))  # a few copies of the tile
+        for begin, end, tile in self.pool.tiles(size):
+            nearest = self.nearest[begin:end]
+            centers = tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in tile)
+            of_pick = nearest >= labels
+            for pool, rows, mask in ((self.pool, picks, of_pick), (self.labeled, None, ~of_pick)):
+                which = nearest[mask]
+                if pool is not None and len(which):
+                    index = which if rows is None else rows[which - labels]
+                    for center, found in zip(centers, pool.gather(index), strict=True):
+                        center[mask] = found.to(center.dtype)
+            out[begin:end] = torch.ops.alkernels.paired_distances(*pair(tile), *pair(centers), self.metric)
+        out[picks] = 0.0
+        return out
 
     def _labeled_blocks(self) -> Iterator[Factors]:
         if self.labeled is not None:
@@ -118,7 +160,9 @@ class RunningDistances:
             size = min(size, max(1, _BYTES_A_TILE // (8 * sum(self.pool.widths))))
         for begin, end, tile in self.pool.tiles(size):
             nearest = None if self.nearest is None else self.nearest[begin:end]
-            self._lower_tile(tile, centers, self.centers, self.d2[begin:end], self.error[begin:end], nearest)
+            self._lower_tile(
+                tile, centers, self.centers, self.level, self.d2[begin:end], self.error[begin:end], nearest
+            )
         if self.passes == 0 and not all(bool(torch.isfinite(t).all()) for t in (self.d2, *centers)):
             self.pool.check_finite()
             row = int((~torch.isfinite(self.d2)).nonzero()[0])
@@ -129,38 +173,29 @@ class RunningDistances:
         self.passes += 1
         self.operations += operations * self.pool.count
 
-    def _measure_again(self, rows: torch.Tensor) -> None:
-        picks = torch.cat(self.picks) if self.picks else rows[:0]
-        for chunk in rows.split(max(1, _BYTES_A_TILE // (8 * sum(self.pool.widths)))):
-            tile = self.pool.gather(chunk)
-            d2 = torch.full((len(chunk),), torch.inf, dtype=torch.float64, device=rows.device)
-            error = torch.zeros(len(chunk), dtype=torch.float32, device=rows.device)
-            nearest = None if self.nearest is None else self.nearest[chunk]
-            first = 0
-            blocks = itertools.chain(self._labeled_blocks(), map(self.pool.gather, picks.split(self.largest_block)))
-            for centers in blocks:
-                self._lower_tile(tile, centers, first, d2, error, nearest)
-                first += len(centers[0])
-            self.d2[chunk], self.error[chunk] = d2, error
-            if self.nearest is not None:
-                self.nearest[chunk] = nearest
-
     def _lower_tile(
         self,
         tile: Factors,
         centers: Factors,
         first_center: int,
+        level: float,
         d2: torch.Tensor,
         error: torch.Tensor,
         nearest: torch.Tensor | None,
     ) -> None:
         torch.ops.alkernels.lower_distances(
-            *pair(tile), *pair(centers), self.shift, self.metric, first_center, self.level, d2, error, nearest
+            *pair(tile), *pair(centers), self.shift, self.metric, first_center, level, d2, error, nearest
         )
 
 
 def pair(factors: Factors) -> tuple[torch.Tensor, torch.Tensor | None]:
     return factors[0], factors[1] if len(factors) == 2 else None
+
+
+@torch.library.register_fake("alkernels::paired_distances")
+def _(rows, rows2, others, others2, metric):  # type: ignore[no-untyped-def]
+    torch._check(rows.shape == others.shape)
+    return rows.new_empty(rows.shape[0], dtype=torch.float64)
 
 
 @torch.library.register_fake("alkernels::lower_distances")

@@ -106,7 +106,6 @@ void lower(const Rows& pool, const Rows& block_rows, const double* shift, Metric
 
   parallel_tasks((pool.count + task_rows - 1) / task_rows, [&](const auto& next) {
     PackedTile<T> tile(pool, metric, shift, tile_rows);
-    PackedTile<double> one(pool, metric, nullptr, 1);
     Refiner<T> refiner(pool, metric, block, share);
     std::vector<T> best(static_cast<size_t>(tile_rows));
     std::vector<int64_t> which(track ? static_cast<size_t>(tile_rows) : 0);
@@ -126,12 +125,8 @@ void lower(const Rows& pool, const Rows& block_rows, const double* shift, Metric
         const double error = found < old ? error_bound(share, norm, std::max(found, 0.0) + reach, largest_norm) : reach;
         if (!(error <= allowed)) {
           refiner.add(rows, r, begin + r, first_center, state);
-        } else if (track) {
-          const int64_t center = which[static_cast<size_t>(r)];
-          state.set(begin + r, exact_distance(metric, one.fill(begin + r, 1), 0, block.exact(), center), 2 * error,
-                    first_center + center);
         } else {
-          state.set(begin + r, std::max(found, 0.0), error, 0);
+          state.set(begin + r, std::max(found, 0.0), error, track ? first_center + which[static_cast<size_t>(r)] : 0);
         }
       }
     };
@@ -152,10 +147,7 @@ void lower_distances_cpu(Tensor rows, std::optional<Tensor> rows2, Tensor center
   const Metric metric = metric_of(metric_code, kOp);
   const Rows pool = rows_of(rows, rows2, metric, kOp, "rows");
   const Rows block = rows_of(centers, centers2, metric, kOp, "centers");
-  for (int f = 0; f < pool.factors; ++f) {
-    STD_TORCH_CHECK(pool.factor[f].width == block.factor[f].width, kOp, ": centers must be as wide as rows, got ",
-                    block.factor[f].width, " and ", pool.factor[f].width);
-  }
+  check_alike(pool, block, kOp, "centers");
   check_vector(d2, ScalarType::Double, pool.count, kOp, "d2");
   check_vector(error, ScalarType::Float, pool.count, kOp, "error");
   if (nearest) check_vector(*nearest, ScalarType::Long, pool.count, kOp, "nearest");
@@ -166,8 +158,35 @@ void lower_distances_cpu(Tensor rows, std::optional<Tensor> rows2, Tensor center
        nearest ? nearest->mutable_data_ptr<int64_t>() : nullptr});
 }
 
+// paired_distances: row i of one set to row i of another, in float64. Reads both once.
+Tensor paired_distances_cpu(Tensor rows, std::optional<Tensor> rows2, Tensor others, std::optional<Tensor> others2,
+                            int64_t metric_code) {
+  constexpr const char* kOp = "paired_distances";
+  constexpr int64_t kRowsATask = 64;
+  const Metric metric = metric_of(metric_code, kOp);
+  const Rows left = rows_of(rows, rows2, metric, kOp, "rows");
+  const Rows right = rows_of(others, others2, metric, kOp, "others");
+  check_alike(left, right, kOp, "others");
+  STD_TORCH_CHECK(left.count == right.count, kOp, ": others must have as many rows as rows, got ", right.count, " and ",
+                  left.count);
+  Tensor out = torch::stable::new_empty(rows, {left.count}, ScalarType::Double);
+  double* d2 = out.mutable_data_ptr<double>();
+  parallel_tasks((left.count + kRowsATask - 1) / kRowsATask, [&](const auto& next) {
+    PackedTile<double> x(left, metric, nullptr, 1), y(right, metric, nullptr, 1);
+    for (int64_t task; (task = next()) >= 0;) {
+      for (int64_t i = task * kRowsATask; i < std::min(left.count, (task + 1) * kRowsATask); ++i) {
+        d2[i] = exact_distance(metric, x.fill(i, 1), 0, y.fill(i, 1), 0);
+      }
+    }
+  });
+  return out;
+}
+
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(alkernels, CPU, m) { m.impl("lower_distances", TORCH_BOX(&lower_distances_cpu)); }
+STABLE_TORCH_LIBRARY_IMPL(alkernels, CPU, m) {
+  m.impl("lower_distances", TORCH_BOX(&lower_distances_cpu));
+  m.impl("paired_distances", TORCH_BOX(&paired_distances_cpu));
+}
 
 }  // namespace alkernels

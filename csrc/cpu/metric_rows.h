@@ -68,6 +68,13 @@ inline Rows rows_of(const Tensor& first, const std::optional<Tensor>& second, Me
   return rows;
 }
 
+inline void check_alike(const Rows& rows, const Rows& others, const char* op, const char* name) {
+  for (int f = 0; f < rows.factors; ++f) {
+    STD_TORCH_CHECK(rows.factor[f].width == others.factor[f].width, op, ": ", name, " must be as wide as rows, got ",
+                    others.factor[f].width, " and ", rows.factor[f].width);
+  }
+}
+
 inline Metric metric_of(int64_t value, const char* op) {
   STD_TORCH_CHECK(value >= 0 && value <= 2, op, ": metric must be 0, 1 or 2, got ", value);
   return static_cast<Metric>(value);
