@@ -8,7 +8,7 @@ EPS = {torch.float32: 2.0**-24, torch.float64: 2.0**-53}
 
 
 def multiples(d):
-    return 6 + min(d, 32) / 4 + d / 128
+    return 6 + min(d, 32) / 5 + min(d, 512) / 128 + d / 1024
 
 
 DATA = {

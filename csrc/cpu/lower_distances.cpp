@@ -102,6 +102,7 @@ void lower(const Rows& pool, const Rows& block_rows, const double* shift, Metric
   const double share = error_share<T>(pool);
   const double largest_norm = static_cast<double>(block.largest_squared_norm());
   const double allowed = std::min(kTolerance * level, static_cast<double>(std::numeric_limits<float>::max()));
+  constexpr double kLargest = std::numeric_limits<T>::max();  // beyond it products overflowed: measured in float64
   const bool track = state.nearest != nullptr;
 
   parallel_tasks((pool.count + task_rows - 1) / task_rows, [&](const auto& next) {
@@ -120,8 +121,12 @@ void lower(const Rows& pool, const Rows& block_rows, const double* shift, Metric
         const double old = state.d2[begin + r];
         const double norm = static_cast<double>(rows.squared_norm[r]);
         const double found = norm + static_cast<double>(best[static_cast<size_t>(r)]);
+        // most rows end here, before any square root
+        if (found >= old + share * (norm + largest_norm) + kTinySquare && largest_norm < kLargest && norm < kLargest) {
+          continue;
+        }
         const double reach = error_bound(share, norm, old, largest_norm);
-        if (found >= old + reach && reach < std::numeric_limits<T>::max()) continue;
+        if (found >= old + reach && reach < kLargest) continue;
         const double error = found < old ? error_bound(share, norm, std::max(found, 0.0) + reach, largest_norm) : reach;
         if (!(error <= allowed)) {
           refiner.add(rows, r, begin + r, first_center, state);

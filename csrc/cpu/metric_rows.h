@@ -283,13 +283,13 @@ constexpr double kTinySquare = 1e-36;
 
 // How far n_i + n_j - 2 * product may be from the truth when computed in T, as a share of n_i + n_j: multiples of the unit
 // rounding error, above what the worst data gave (all summands of one sign and size, where roundings add up along a run of
-// 32 and along the D / 32 runs). tests/test_error_bound.py holds it against float64.
+// 32 features, a span of 16 runs and the spans). tests/test_error_bound.py holds it against float64.
 template <typename T>
 double error_share(const Rows& rows) {
   double multiples = 0;
   for (int f = 0; f < rows.factors; ++f) {
     const auto width = static_cast<double>(rows.factor[f].width);
-    multiples += 6 + std::min(width, 32.0) / 4 + width / 128;
+    multiples += 6 + std::min(width, 32.0) / 5 + std::min(width, 512.0) / 128 + width / 1024;
   }
   return multiples * static_cast<double>(std::numeric_limits<T>::epsilon()) / 2;
 }

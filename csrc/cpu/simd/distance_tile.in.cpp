@@ -19,8 +19,9 @@ namespace {
 constexpr int kRows = ALKERNELS_ROWS;
 constexpr int kVectors = ALKERNELS_VECTORS;
 
-// Inner products are summed in runs of this many features and the runs added up: shorter sums, less rounding.
+// Inner products are summed in runs of kRun features, the runs in spans of kSpan, and the spans: shorter sums, less rounding.
 constexpr int64_t kRun = 32;
+constexpr int64_t kSpan = 512;
 
 template <typename T>
 struct Simd;
@@ -158,19 +159,27 @@ void pack_as(const RowSource& source, int64_t begin, int64_t count, int64_t ahea
       const S* later = x + ahead * source.row_stride;
       for (int64_t c = 0; c < width; c += 64 / static_cast<int64_t>(sizeof(S))) __builtin_prefetch(later + c, 0, 2);
       T* o = out + r * stride;
-      V even = {}, odd = {};
-      int64_t c = 0;
-      const auto pack_vector = [&](V& sum) __attribute__((always_inline)) {
+      const auto pack_vector = [&](int64_t c, V& sum) __attribute__((always_inline)) {
         const V v = widen_vector<T>(x + c) - load<T>(shift + c);
         store<T>(o + c, v);
         sum += v * v;
-        c += L;
       };
-      while (c + 2 * L <= width) {
-        pack_vector(even);
-        pack_vector(odd);
+      const auto add = [](auto a, auto b) { return a + b; };
+      V even = {}, odd = {};
+      T norm = 0;
+      int64_t c = 0;
+      for (; c + 2 * L <= width; c += 2 * L) {
+        pack_vector(c, even);
+        pack_vector(c + L, odd);
+        if ((c / (2 * L)) % 8 == 7) {  // short sums here too
+          norm += fold<T, ALKERNELS_VECTOR_BYTES>(even + odd, add);
+          even = odd = V{};
+        }
       }
-      if (c + L <= width) pack_vector(even);
+      if (c + L <= width) {
+        pack_vector(c, even);
+        c += L;
+      }
       if (c < stride) {
         const int64_t tail = c;
         for (; c < width; ++c) o[c] = static_cast<T>(widen(x[c])) - shift[c];
@@ -178,7 +187,7 @@ void pack_as(const RowSource& source, int64_t begin, int64_t count, int64_t ahea
         const V v = load<T>(o + tail);
         odd += v * v;
       }
-      squared_norm[r] = fold<T, ALKERNELS_VECTOR_BYTES>(even + odd, [](auto a, auto b) { return a + b; });
+      squared_norm[r] = norm + fold<T, ALKERNELS_VECTOR_BYTES>(even + odd, add);
     }
     return;
   }
@@ -240,19 +249,47 @@ __attribute__((always_inline)) inline void run_of_products(const T* const (&row)
   }
 }
 
+template <typename T, int NV>
+__attribute__((always_inline)) inline void add_to(typename Simd<T>::V (&acc)[kRows][NV],
+                                                  const typename Simd<T>::V (&more)[kRows][NV]) {
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) acc[r][v] += more[r][v];
+  }
+}
+
+template <typename T, int NV>
+__attribute__((always_inline)) inline void span_of_products(const T* const (&row)[kRows], const T* panel, int64_t begin,
+                                                            int64_t end, typename Simd<T>::V (&acc)[kRows][NV]) {
+  run_of_products<T, NV>(row, panel, begin, end < begin + kRun ? end : begin + kRun, acc);
+  for (int64_t c = begin + kRun; c < end; c += kRun) {
+    typename Simd<T>::V run[kRows][NV];
+    run_of_products<T, NV>(row, panel, c, end < c + kRun ? end : c + kRun, run);
+    add_to<T, NV>(acc, run);
+  }
+}
+
+// The same for wide rows, a span at a time. Not inlined: it would cost narrow rows their registers.
+template <typename T, int NV>
+__attribute__((noinline)) void wide_products(const T* const (&row)[kRows], const T* panel, int64_t width,
+                                             typename Simd<T>::V (&acc)[kRows][NV]) {
+  span_of_products<T, NV>(row, panel, 0, kSpan, acc);
+  for (int64_t c = kSpan; c < width; c += kSpan) {
+    typename Simd<T>::V span[kRows][NV];
+    span_of_products<T, NV>(row, panel, c, width < c + kSpan ? width : c + kSpan, span);
+    add_to<T, NV>(acc, span);
+  }
+}
+
 // acc[r][v] = <row r, centre (v, lane)> over one factor
 template <typename T, int NV>
 __attribute__((always_inline)) inline void products(const T* const (&row)[kRows], const T* panel, int64_t width,
                                                     typename Simd<T>::V (&acc)[kRows][NV]) {
-  run_of_products<T, NV>(row, panel, 0, width < kRun ? width : kRun, acc);
-  for (int64_t begin = kRun; begin < width; begin += kRun) {
-    typename Simd<T>::V run[kRows][NV];
-    run_of_products<T, NV>(row, panel, begin, begin + kRun < width ? begin + kRun : width, run);
-#pragma GCC unroll 16
-    for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) acc[r][v] += run[r][v];
-    }
+  if (width > kSpan) {
+    wide_products<T, NV>(row, panel, width, acc);
+  } else {
+    span_of_products<T, NV>(row, panel, 0, width, acc);
   }
 }
 
