@@ -30,7 +30,11 @@ class CMakeBuild(build_ext):
             folder = Path(self.build_temp).resolve() / "cmake"
         else:
             tag = f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}-torch{torch.__version__}"
-            folder = ROOT / "build" / "-".join(["cmake", tag, *(a.strip("-D").replace("=", "_").replace(",", "_") for a in extra)])
+            folder = (
+                ROOT
+                / "build"
+                / "-".join(["cmake", tag, *(a.strip("-D").replace("=", "_").replace(",", "_") for a in extra)])
+            )
         ninja = shutil.which("ninja", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
         cmake = shutil.which("cmake", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
         if cmake is None or ninja is None:

@@ -82,7 +82,9 @@ class _ArraySource:
     def __init__(self, array: np.ndarray, name: str) -> None:
         native = array.dtype.newbyteorder("=")
         if native not in _NUMPY_DTYPES:
-            raise TypeError(f"{name} must be of dtype float16, float32 or float64 (torch tensors: bfloat16 too), got {array.dtype}")
+            raise TypeError(
+                f"{name} must be of dtype float16, float32 or float64 (torch tensors: bfloat16 too), got {array.dtype}"
+            )
         self.array, self.native = array, native
         self.shape = array.shape
         self.dtype = {2: torch.float16, 4: torch.float32, 8: torch.float64}[native.itemsize]
@@ -134,7 +136,9 @@ def _source(array: Any, name: str) -> _TensorSource | _ArraySource:
     elif isinstance(array, np.ndarray):
         source = _ArraySource(array, name)
     else:
-        raise TypeError(f"{name} must be a torch.Tensor or a numpy.ndarray of dtype {_WELCOME}, got {type(array).__name__}")
+        raise TypeError(
+            f"{name} must be a torch.Tensor or a numpy.ndarray of dtype {_WELCOME}, got {type(array).__name__}"
+        )
     if len(source.shape) != 2:
         raise ValueError(f"{name} must be two-dimensional [rows, columns], got shape {tuple(source.shape)}")
     if source.shape[1] == 0:
@@ -165,7 +169,9 @@ class Pool:
             raise ValueError(f"the two factors of {name} must have as many rows, got {lengths[0]} and {lengths[1]}")
         devices = {s.device for s in self.sources}
         if len(devices) > 1:
-            raise ValueError(f"the two factors of {name} must be on one device, got {' and '.join(sorted(map(str, devices)))}")
+            raise ValueError(
+                f"the two factors of {name} must be on one device, got {' and '.join(sorted(map(str, devices)))}"
+            )
         self.count = int(lengths[0])
         self.widths = [int(s.shape[1]) for s in self.sources]
         self.device = self.sources[0].device
@@ -194,7 +200,9 @@ class Pool:
                 if bad.any():
                     row, column = (int(x) for x in bad.nonzero()[0])
                     name = self.name if len(factors) == 1 else f"{self.name}[{f}]"
-                    raise ValueError(f"{name} must be finite, got {factor[row, column].item()} in row {begin + row}, column {column}")
+                    raise ValueError(
+                        f"{name} must be finite, got {factor[row, column].item()} in row {begin + row}, column {column}"
+                    )
 
     def out(self, tensor: torch.Tensor) -> Array:
         """A result as the caller's kind of array."""
@@ -259,13 +267,18 @@ def check_device(pool: Pool) -> None:
     from alkernels._load import has_cuda_kernels
 
     if pool.device.type != "cuda" or not has_cuda_kernels():
-        raise ValueError(f"{pool.name} is on {pool.device}, and this build of alkernels has kernels for the CPU only; pass {pool.name}.cpu()")
+        raise ValueError(
+            f"{pool.name} is on {pool.device}, and this build of alkernels has kernels for the CPU only; "
+            f"pass {pool.name}.cpu()"
+        )
 
 
 def check_pool(features: RowsLike) -> Pool:
     pool = Pool(features, "features")
     if pool.count == 0:
-        raise ValueError("features must have at least one row, got shape " + " and ".join(str(tuple(s.shape)) for s in pool.sources))
+        raise ValueError(
+            "features must have at least one row, got shape " + " and ".join(str(tuple(s.shape)) for s in pool.sources)
+        )
     check_device(pool)
     return pool
 
@@ -279,4 +292,6 @@ def seed_of(generator: torch.Generator | int | None) -> int:
     try:
         return check_integer(generator, "generator")
     except TypeError:
-        raise TypeError(f"generator must be a torch.Generator, an integer seed or None, got {type(generator).__name__}") from None
+        raise TypeError(
+            f"generator must be a torch.Generator, an integer seed or None, got {type(generator).__name__}"
+        ) from None

@@ -26,8 +26,8 @@ def build_info() -> dict[str, str]:
     -------
     dict
         ``version``, ``torch`` (the version whose headers were used; any from 2.10 on runs), ``compiler``,
-        ``cpu_capability`` (``portable``, ``avx2`` or ``avx512``; the environment variable ``ATEN_CPU_CAPABILITY``, which
-        torch obeys too, lowers it) and ``cuda`` (``yes`` or ``no``).
+        ``cpu_capability`` (``portable``, ``avx2`` or ``avx512``; the environment variable ``ATEN_CPU_CAPABILITY``,
+        which torch obeys too, lowers it) and ``cuda`` (``yes`` or ``no``).
     """
     return {
         "version": _C.version,

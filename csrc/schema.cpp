@@ -23,12 +23,11 @@ STABLE_TORCH_LIBRARY(alkernels, m) {
       "lower_distances(Tensor rows, Tensor? rows2, Tensor centers, Tensor? centers2, Tensor? shift, int metric, "
       "int first_center, float level, Tensor(a!) d2, Tensor(b!) error, Tensor(c!)? nearest) -> ()");
   // Squared distances from row i to row i of others, in float64.
-  m.def(
-      "paired_distances(Tensor rows, Tensor? rows2, Tensor others, Tensor? others2, int metric) -> Tensor");
+  m.def("paired_distances(Tensor rows, Tensor? rows2, Tensor others, Tensor? others2, int metric) -> Tensor");
   // The m largest of d2, larger first, ties to the lower index.
   m.def("top_candidates(Tensor d2, int m) -> (Tensor values, Tensor indices)");
-  // Farthest-first inside the candidates, while no row outside (none above `bound`) can beat the pick and it is at least
-  // at `level`: positions of the picks, -1 behind the last; their squared distances.
+  // Farthest-first inside the candidates, while no row outside (none above `bound`) can beat the pick and it is at
+  // least at `level`: positions of the picks, -1 behind the last; their squared distances.
   m.def(
       "k_center_block(Tensor rows, Tensor? rows2, Tensor? shift, int metric, Tensor values, Tensor indices, "
       "float bound, float level, int limit) -> (Tensor picks, Tensor scores)");

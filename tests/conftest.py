@@ -31,7 +31,7 @@ def as_double(x):
 
 
 def true_squared(rows, center, metric="euclidean"):
-    """Squared distances of rows to one centre from differences in float64 (for cosine: of the rows scaled to length one)."""
+    """Squared distances to one centre from differences in float64 (for cosine: of rows scaled to length one)."""
     if isinstance(rows, tuple):
         a, h = rows
         b, g = center
@@ -68,7 +68,9 @@ def assert_farthest_first(features, selection, *, labeled=None, start=None, metr
     for step, pick in enumerate(picks):
         chosen = step == 0 and (start is not None or labeled is None)
         if not chosen:
-            assert d2[pick].sqrt() >= (1 - 1e-5) * d2.max().sqrt(), f"pick {step}: {d2[pick].sqrt()} < {d2.max().sqrt()}"
+            assert d2[pick].sqrt() >= (1 - 1e-5) * d2.max().sqrt(), (
+                f"pick {step}: {d2[pick].sqrt()} < {d2.max().sqrt()}"
+            )
         score = float(torch.as_tensor(selection.scores)[step])
         unit = d2[pick] / 2 if metric == "cosine" else d2[pick].sqrt()
         assert score == pytest.approx(float(unit), rel=2e-5, abs=1e-37)

@@ -15,7 +15,9 @@ DATA = {
     "normal": lambda g, n, d: torch.randn(n, d, generator=g),
     "far from the origin": lambda g, n, d: torch.randn(n, d, generator=g) + 100,
     "random walk": lambda g, n, d: torch.randn(n, d, generator=g).cumsum(0),
-    "clusters": lambda g, n, d: torch.randn(n, d, generator=g)[torch.arange(n) % 9] + 1e-3 * torch.randn(n, d, generator=g),
+    "clusters": lambda g, n, d: (
+        torch.randn(n, d, generator=g)[torch.arange(n) % 9] + 1e-3 * torch.randn(n, d, generator=g)
+    ),
     "a line": lambda g, n, d: torch.randn(n, 1, generator=g) * torch.ones(1, d),
     "positive": lambda g, n, d: torch.rand(n, d, generator=g),
     "heavy tails": lambda g, n, d: torch.randn(n, d, generator=g) * torch.randn(n, 1, generator=g).exp() ** 2,

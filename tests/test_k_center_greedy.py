@@ -14,7 +14,17 @@ def integers(rng, *shape, high=8):
     return torch.randint(-high, high + 1, shape, generator=rng).float()
 
 
-SHAPES = [(1, 1, 1), (2, 1, 2), (5, 2, 5), (31, 17, 31), (129, 7, 129), (700, 3, 500), (3000, 5, 800), (5000, 33, 600), (400, 300, 100)]
+SHAPES = [
+    (1, 1, 1),
+    (2, 1, 2),
+    (5, 2, 5),
+    (31, 17, 31),
+    (129, 7, 129),
+    (700, 3, 500),
+    (3000, 5, 800),
+    (5000, 33, 600),
+    (400, 300, 100),
+]
 
 
 @pytest.mark.parametrize(("n", "d", "k"), SHAPES)
@@ -57,7 +67,9 @@ def test_dtypes_agree_on_integers(dtype, rng, device):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("layout", ["transposed", "every third column", "every other row", "reversed by flip", "expanded"])
+@pytest.mark.parametrize(
+    "layout", ["transposed", "every third column", "every other row", "reversed by flip", "expanded"]
+)
 def test_layouts_agree(dtype, layout, rng, device):
     x = integers(rng, 300, 19).to(device, dtype)
     if layout == "transposed":
@@ -88,7 +100,9 @@ def test_real_values_of_outer_products(rng, device):
 
 
 def clusters(rng, n=1500, d=12, spread=1e-3, far=1e3):
-    return far * torch.randn(20, d, generator=rng)[torch.randint(20, (n,), generator=rng)] + spread * torch.randn(n, d, generator=rng)
+    return far * torch.randn(20, d, generator=rng)[torch.randint(20, (n,), generator=rng)] + spread * torch.randn(
+        n, d, generator=rng
+    )
 
 
 HARD = {
@@ -207,7 +221,9 @@ def test_any_shape(data):
     if start is None and labeled is None and k:
         start = int(out.indices[0])
     if kind == "integers":
-        plain = alk.reference.k_center_greedy(x.double(), k, labeled=None if labeled is None else labeled.double(), start=start)
+        plain = alk.reference.k_center_greedy(
+            x.double(), k, labeled=None if labeled is None else labeled.double(), start=start
+        )
         assert torch.equal(out.indices, plain.indices)
     assert_farthest_first(x, out, labeled=labeled, start=start)
 
@@ -257,7 +273,9 @@ def test_progress_bar(rng, capsys):
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-@pytest.mark.parametrize("layout", ["C", "F", "reversed rows", "reversed columns", "read-only", "other byte order", "unaligned"])
+@pytest.mark.parametrize(
+    "layout", ["C", "F", "reversed rows", "reversed columns", "read-only", "other byte order", "unaligned"]
+)
 def test_numpy(dtype, layout, rng):
     x = integers(rng, 200, 7).numpy().astype(dtype)
     expected = alk.k_center_greedy(torch.from_numpy(x), 60, start=0).indices.numpy()
@@ -308,23 +326,63 @@ def bad(rng):
         "start outside": ((x, 2), {"start": 20}, ValueError, "start must be a row of features.*got 20"),
         "start negative": ((x, 2), {"start": -1}, ValueError, "start must be a row of features.*got -1"),
         "start text": ((x, 2), {"start": "random"}, TypeError, "start must be an integer"),
-        "metric": ((x, 2), {"metric": "manhattan"}, ValueError, "metric must be 'euclidean' or 'cosine', got 'manhattan'"),
-        "width of labeled": ((x, 2), {"labeled": x[:, :2]}, ValueError, "labeled must be as wide as features, got width 2 and 3"),
-        "NaN in labeled": ((x, 2), {"labeled": torch.full((2, 3), torch.nan)}, ValueError, "labeled must be finite, got nan in row 0"),
-        "integers": ((x.int(), 2), {}, TypeError, "features must be of dtype float16, bfloat16, float32 or float64, got torch.int32"),
+        "metric": (
+            (x, 2),
+            {"metric": "manhattan"},
+            ValueError,
+            "metric must be 'euclidean' or 'cosine', got 'manhattan'",
+        ),
+        "width of labeled": (
+            (x, 2),
+            {"labeled": x[:, :2]},
+            ValueError,
+            "labeled must be as wide as features, got width 2 and 3",
+        ),
+        "NaN in labeled": (
+            (x, 2),
+            {"labeled": torch.full((2, 3), torch.nan)},
+            ValueError,
+            "labeled must be finite, got nan in row 0",
+        ),
+        "integers": (
+            (x.int(), 2),
+            {},
+            TypeError,
+            "features must be of dtype float16, bfloat16, float32 or float64, got torch.int32",
+        ),
         "booleans": ((x > 0, 2), {}, TypeError, "got torch.bool"),
         "complex": ((torch.complex(x, x), 2), {}, TypeError, "got torch.complex64"),
         "numpy integers": ((x.int().numpy(), 2), {}, TypeError, "features must be of dtype .*got int32"),
-        "list": (([[1.0], [2.0], [3.0]], 2), {}, TypeError, "features must be a torch.Tensor or a numpy.ndarray.*got list"),
+        "list": (
+            ([[1.0], [2.0], [3.0]], 2),
+            {},
+            TypeError,
+            "features must be a torch.Tensor or a numpy.ndarray.*got list",
+        ),
         "one dimension": ((x[0], 2), {}, ValueError, r"features must be two-dimensional.*got shape \(3,\)"),
         "three dimensions": ((x[None], 2), {}, ValueError, r"features must be two-dimensional.*got shape \(1, 20, 3\)"),
         "no rows": ((x[:0], 0), {}, ValueError, r"features must have at least one row, got shape \(0, 3\)"),
         "no columns": ((x[:, :0], 2), {}, ValueError, "features must have at least one column"),
         "sparse": ((x.to_sparse(), 2), {}, TypeError, "features must be a dense tensor"),
-        "pair of unequal lengths": (((x, x[:5]), 2), {}, ValueError, "two factors of features must have as many rows, got 20 and 5"),
+        "pair of unequal lengths": (
+            ((x, x[:5]), 2),
+            {},
+            ValueError,
+            "two factors of features must have as many rows, got 20 and 5",
+        ),
         "pair under cosine": (((x, x), 2), {"metric": "cosine"}, ValueError, "metric must be 'euclidean' for a pair"),
-        "pair and single": (((x, x), 2), {"labeled": x}, ValueError, "labeled must be as wide as features, got width 3 and 3 and 3"),
-        "generator": ((x, 2), {"generator": "seed"}, TypeError, "generator must be a torch.Generator, an integer seed or None, got str"),
+        "pair and single": (
+            ((x, x), 2),
+            {"labeled": x},
+            ValueError,
+            "labeled must be as wide as features, got width 3 and 3 and 3",
+        ),
+        "generator": (
+            (x, 2),
+            {"generator": "seed"},
+            TypeError,
+            "generator must be a torch.Generator, an integer seed or None, got str",
+        ),
         "device": ((x.to("meta"), 2), {}, ValueError, "features is on meta"),
     }
 

@@ -72,7 +72,9 @@ def test_later_picks_follow_the_law_given_the_earlier():
 def test_blocks_cost_as_little_as_the_sequential_rule():
     """The final k-means cost over many runs: blocked and sequential means agree within their standard errors."""
     rng = torch.Generator().manual_seed(0)
-    x = torch.randn(30, 8, generator=rng)[torch.randint(30, (2000,), generator=rng)] + 0.3 * torch.randn(2000, 8, generator=rng)
+    x = torch.randn(30, 8, generator=rng)[torch.randint(30, (2000,), generator=rng)] + 0.3 * torch.randn(
+        2000, 8, generator=rng
+    )
     ours, plain = [], []
     for seed in range(40):
         ours.append(float(alk.kmeans_plusplus(x, 120, generator=seed, return_distances=True).distances.sum()))
@@ -88,7 +90,9 @@ def test_blocks_cost_as_little_as_the_sequential_rule():
 def test_scores_are_squared_distances_when_drawn(n, d, k, labels, rng, device):
     x = integers(rng, n, d)
     known = integers(rng, labels, d) if labels else None
-    out = alk.kmeans_plusplus(x.to(device), k, labeled=None if known is None else known.to(device), generator=0, return_distances=True)
+    out = alk.kmeans_plusplus(
+        x.to(device), k, labeled=None if known is None else known.to(device), generator=0, return_distances=True
+    )
     picks = out.indices.cpu().tolist()
     assert len(set(picks)) == k
     d2 = torch.full((n,), torch.inf, dtype=torch.float64)
@@ -152,8 +156,9 @@ def test_no_weight_left_fills_up_in_index_order():
 
 
 HARD = {
-    "tight clusters far apart": lambda g: 1e3 * torch.randn(20, 6, generator=g)[torch.arange(1000) % 20]
-    + 1e-3 * torch.randn(1000, 6, generator=g),
+    "tight clusters far apart": lambda g: (
+        1e3 * torch.randn(20, 6, generator=g)[torch.arange(1000) % 20] + 1e-3 * torch.randn(1000, 6, generator=g)
+    ),
     "far from the origin": lambda g: torch.randn(1000, 6, generator=g) + 3e4,
     "one huge row": lambda g: torch.cat([torch.randn(999, 8, generator=g), torch.full((1, 8), 1e9)]),
     "squares underflow float32": lambda g: 1e-25 * torch.randn(500, 8, generator=g),
@@ -169,7 +174,10 @@ def test_hard_data(name, rng, device):
     x64 = as_double(x)
     d2 = true_squared(x64, x64[0])
     for pick, score in zip(out.indices.tolist()[1:], out.scores.tolist()[1:], strict=True):
-        assert score == pytest.approx(float(d2[pick]), rel=1e-5, abs=1e-4 * float(d2.mean())) or score in (0.0, float("inf"))
+        assert score == pytest.approx(float(d2[pick]), rel=1e-5, abs=1e-4 * float(d2.mean())) or score in (
+            0.0,
+            float("inf"),
+        )
         assert d2[pick] > 0
         d2 = torch.minimum(d2, true_squared(x64, x64[pick]))
 

@@ -35,8 +35,16 @@ def samples():
         "k_center_greedy float64": (ops.k_center_greedy, (x.double(), None, 0), {"start": 3}),
         "kmeans_plusplus": (ops.kmeans_plusplus, (x, None, 7), {"seed": 1}),
         "kmeans_plusplus pair": (ops.kmeans_plusplus, (x.half(), y, 7), {"start": 1}),
-        "lower_distances": (ops.lower_distances, (x, None, x[:3].clone(), None, shift, 0, 0, 1.0, d2, error, nearest), {}),
-        "lower_distances pair": (ops.lower_distances, (x, y, x[:3].clone(), y[:3].clone(), None, 2, 0, 1.0, d2, error, None), {}),
+        "lower_distances": (
+            ops.lower_distances,
+            (x, None, x[:3].clone(), None, shift, 0, 0, 1.0, d2, error, nearest),
+            {},
+        ),
+        "lower_distances pair": (
+            ops.lower_distances,
+            (x, y, x[:3].clone(), y[:3].clone(), None, 2, 0, 1.0, d2, error, None),
+            {},
+        ),
         "paired_distances": (ops.paired_distances, (x, None, x.flip(0), None, 1), {}),
         "top_candidates": (ops.top_candidates, (d2, 9), {}),
         "k_center_block": (ops.k_center_block, (x, None, shift, 0, order.values, order.indices, 0.1, 0.1, 5), {}),
@@ -52,10 +60,17 @@ def test_opcheck(name):
 
 
 def test_every_schema_has_a_cpu_kernel_and_a_shape_function():
-    names = {name.split("::")[1].split(".")[0] for name in torch._C._dispatch_get_all_op_names() if name.startswith("alkernels::")}
+    names = {
+        name.split("::")[1].split(".")[0]
+        for name in torch._C._dispatch_get_all_op_names()
+        if name.startswith("alkernels::")
+    }
     assert names == {name.split()[0] for name in samples()}
     for name in names:
-        assert any(torch._C._dispatch_has_kernel_for_dispatch_key(f"alkernels::{name}", key) for key in ("CPU", "CompositeExplicitAutograd"))
+        assert any(
+            torch._C._dispatch_has_kernel_for_dispatch_key(f"alkernels::{name}", key)
+            for key in ("CPU", "CompositeExplicitAutograd")
+        )
         op = getattr(ops, name).default
         with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True) as mode:
             _, args, options = samples()[next(s for s in samples() if s.split()[0] == name)]
@@ -109,8 +124,14 @@ def test_ops_check_for_themselves():
         ((x, None, x, None, None, 7, 0, 1.0, d2, error, None), "metric must be 0, 1 or 2, got 7"),
         ((x, None, x, None, None, 2, 0, 1.0, d2, error, None), "rows must be two tensors"),
         ((x, None, x, None, None, 0, 0, 1.0, d2[:4], error, None), "d2 must be a vector of 5"),
-        ((x, None, x, None, None, 0, 0, 1.0, d2.float(), error, None), "d2 must be contiguous and of type Double, got Float"),
-        ((x.int(), None, x, None, None, 0, 0, 1.0, d2, error, None), "rows must be float16, bfloat16, float32 or float64, got Int"),
+        (
+            (x, None, x, None, None, 0, 0, 1.0, d2.float(), error, None),
+            "d2 must be contiguous and of type Double, got Float",
+        ),
+        (
+            (x.int(), None, x, None, None, 0, 0, 1.0, d2, error, None),
+            "rows must be float16, bfloat16, float32 or float64, got Int",
+        ),
     ]:
         with pytest.raises(RuntimeError, match=message):
             lower(*args)
@@ -139,7 +160,9 @@ def test_top_candidates(m, values, rng):
 def test_draw_by_weight(rng):
     w = torch.randint(0, 5, (100_000,), generator=rng).double()
     w[::3] = -1  # picked
-    u = torch.cat([torch.rand(500, generator=rng, dtype=torch.float64), torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)])
+    u = torch.cat(
+        [torch.rand(500, generator=rng, dtype=torch.float64), torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)]
+    )
     index, total = ops.draw_by_weight(w, u)
     sums = w.clamp(min=0).cumsum(0)
     assert total == sums[-1]
@@ -166,7 +189,9 @@ def test_python_runs_meanwhile(rng):
     seconds = time.perf_counter() - begin
     done.set()
     thread.join()
-    assert ticks > 20 * seconds  # a call that held the GIL would let it tick only between calls, each up to half a second
+    assert (
+        ticks > 20 * seconds
+    )  # a call that held the GIL would let it tick only between calls, each up to half a second
 
 
 def run_python(code, **environment):
@@ -219,7 +244,13 @@ alk.kmeans_plusplus(torch.randn(500, 4), 20)
 
 @pytest.mark.parametrize(
     ("n", "d", "k", "dtype"),
-    [(1_000_000, 16, 100, "float32"), (40_000, 768, 1000, "float32"), (40_000, 768, 1000, "float16"), (6000, 8192, 600, "bfloat16"), (40_000, 512, 500, "float64")],
+    [
+        (1_000_000, 16, 100, "float32"),
+        (40_000, 768, 1000, "float32"),
+        (40_000, 768, 1000, "float16"),
+        (6000, 8192, 600, "bfloat16"),
+        (40_000, 512, 500, "float64"),
+    ],
 )
 @pytest.mark.parametrize("function", ["k_center_greedy", "kmeans_plusplus"])
 def test_memory_beyond_the_pool(n, d, k, dtype, function):
@@ -281,7 +312,10 @@ def test_every_instruction_set(capability):
         """,
         ATEN_CPU_CAPABILITY=capability,
     )
-    assert out.strip() in {"default": {"portable"}, "avx2": {"portable", "avx2"}, "avx512": {"portable", "avx2", "avx512"}}[capability]
+    assert (
+        out.strip()
+        in {"default": {"portable"}, "avx2": {"portable", "avx2"}, "avx512": {"portable", "avx2", "avx512"}}[capability]
+    )
 
 
 def test_build_info():

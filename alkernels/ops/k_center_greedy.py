@@ -45,14 +45,14 @@ def k_center_greedy(
     """Pick `k` rows, each the farthest from the labelled set and all earlier picks.
 
     Farthest-first traversal, the greedy 2-approximation of the k-center problem, known in active learning as core-set
-    selection. The picks are those of the sequential rule, ties to the lowest index; the pool is walked once for a block of
-    picks instead of once for each.
+    selection. The picks are those of the sequential rule, ties to the lowest index; the pool is walked once for a block
+    of picks instead of once for each.
 
     Parameters
     ----------
     features : Tensor or ndarray of shape (N, D), or a pair of shapes (N, C) and (N, D)
-        The pool: float16, bfloat16, float32 or float64, any strides, or a ``numpy.memmap``. A pair ``(a, h)`` stands for the
-        outer products ``a[i] ⊗ h[i]``, which are never built.
+        The pool: float16, bfloat16, float32 or float64, any strides, or a ``numpy.memmap``. A pair ``(a, h)`` is
+        the outer products ``a[i] ⊗ h[i]``, which are never built.
     k : int
         How many rows to pick, ``0 <= k <= N``.
     labeled : like `features`, shape (L, D), optional
@@ -73,8 +73,8 @@ def k_center_greedy(
     Selection or CoverSelection
         ``indices`` (k,) int64, distinct, in the order picked; ``scores`` (k,), the distance to the nearest centre when
         picked, non-increasing after `start`, ``inf`` for the first of an empty start. With `return_distances` also
-        ``distances`` (N,), whose maximum is the cover radius, and ``nearest`` (N,). float64 for a float64 pool, else float32;
-        tensors for tensors, NumPy for NumPy.
+        ``distances`` (N,), whose maximum is the cover radius, and ``nearest`` (N,). float64 for a float64 pool, else
+        float32; tensors for tensors, NumPy for NumPy.
 
     Raises
     ------
@@ -86,8 +86,8 @@ def k_center_greedy(
     Notes
     -----
     Each pick's true distance is at least ``1 - 1e-5`` of the largest at that step; on data whose products are exact in
-    float32 (small integers) the picks are those of the sequential rule. About ``2 N D k`` operations in a few dozen passes; memory
-    beyond the pool ``O(N + m D + m²)``, ``m <= 1024``. Selection is not differentiable: features are detached.
+    float32 (small integers) the picks are those of the sequential rule. About ``2 N D k`` operations in a few dozen
+    passes; memory beyond the pool ``O(N + m D + m²)``, ``m <= 1024``. Not differentiable: features are detached.
 
     References
     ----------
@@ -201,7 +201,9 @@ def compiled(  # type: ignore[no-untyped-def]
 ) -> Selection | CoverSelection:
     """The op call that torch.compile traces: no check here depends on data."""
     if labeled is None and start is None and not isinstance(generator, int):
-        raise ValueError("generator must be an integer seed inside torch.compile, where nothing else decides the first pick")
+        raise ValueError(
+            "generator must be an integer seed inside torch.compile, where nothing else decides the first pick"
+        )
     first, second = features if isinstance(features, (tuple, list)) else (features, None)
     known, known2 = labeled if isinstance(labeled, (tuple, list)) else (labeled, None)
     out = getattr(torch.ops.alkernels, name)(

@@ -42,14 +42,14 @@ def kmeans_plusplus(
 ) -> Selection | CoverSelection:
     """Draw `k` rows, each with probability proportional to its squared distance to the nearest centre so far.
 
-    The D² law of k-means++ without local trials, exact in distribution: proposals are drawn from stale weights for a whole
-    block of picks and accepted by rejection, so that the pool is walked a few times instead of once a pick.
+    The D² law of k-means++ without local trials, exact in distribution: proposals are drawn from stale weights for a
+    whole block of picks and accepted by rejection, so that the pool is walked a few times instead of once a pick.
 
     Parameters
     ----------
     features : Tensor or ndarray of shape (N, D), or a pair of shapes (N, C) and (N, D)
-        The pool: float16, bfloat16, float32 or float64, any strides, or a ``numpy.memmap``. A pair ``(a, h)`` stands for the
-        outer products ``a[i] ⊗ h[i]``, which are never built (BADGE's gradient embeddings).
+        The pool: float16, bfloat16, float32 or float64, any strides, or a ``numpy.memmap``. A pair ``(a, h)`` is
+        the outer products ``a[i] ⊗ h[i]``, which are never built (BADGE's gradient embeddings).
     k : int
         How many rows to draw, ``0 <= k <= N``.
     labeled : like `features`, shape (L, D), optional
@@ -66,10 +66,10 @@ def kmeans_plusplus(
     Returns
     -------
     Selection or CoverSelection
-        ``indices`` (k,) int64, distinct, in the order drawn; ``scores`` (k,), the squared distance to the nearest centre
-        when drawn, ``inf`` for the first of an empty start. With `return_distances` also ``distances`` (N,), squared like
-        the scores (their sum is the k-means cost), and ``nearest`` (N,). float64 for a float64 pool, else float32; tensors for
-        tensors, NumPy for NumPy.
+        ``indices`` (k,) int64, distinct, in the order drawn; ``scores`` (k,), the squared distance to the nearest
+        centre when drawn, ``inf`` for the first of an empty start. With `return_distances` also ``distances`` (N,),
+        squared like the scores (their sum is the k-means cost), and ``nearest`` (N,). float64 for a float64 pool, else
+        float32; tensors for tensors, NumPy for NumPy.
 
     Raises
     ------
@@ -80,8 +80,9 @@ def kmeans_plusplus(
 
     Notes
     -----
-    Weights are within 1e-4 of the mean weight of their float64 values. When every row coincides with a centre, unpicked rows follow in index order with score 0. Memory beyond the pool
-    ``O(N + m D + m²)``, ``m <= 1024``. Not differentiable: features are detached.
+    Weights are within 1e-4 of the mean weight of their float64 values. When every row coincides with a centre, unpicked
+    rows follow in index order with score 0. Memory beyond the pool ``O(N + m D + m²)``, ``m <= 1024``. Not
+    differentiable: features are detached.
 
     References
     ----------
@@ -145,7 +146,14 @@ def select(
                 bar.update(len(picks[-1]))
                 break
             positions, values = torch.ops.alkernels.kmeans_plusplus_block(
-                *pair(pool.gather(rows)), state.shift, state.metric, state.d2[rows], rows, draws[1], state.level, k - made
+                *pair(pool.gather(rows)),
+                state.shift,
+                state.metric,
+                state.d2[rows],
+                rows,
+                draws[1],
+                state.level,
+                k - made,
             )
             block = int((positions >= 0).sum())
             picks.append(rows[positions[:block]])

@@ -27,9 +27,9 @@ class RunningDistances:
     """Squared distances [N] to the nearest centre so far, -1 for picked rows.
 
     They come out of float32 products (float64 for a float64 pool), which lose digits where a distance is small beside
-    the norms. Each row carries a bound of that error. What a pick needs is that no error exceeds 1e-5 of its squared distance,
-    and those fall as centres are added: when they come down to `level`, the rows whose error has become too large are
-    measured again in float64, against all centres, and from then on always.
+    the norms. Each row carries a bound of that error. What a pick needs is that no error exceeds 1e-5 of its squared
+    distance, and those fall as centres are added: when they come down to `level`, the rows whose error has become too
+    large are measured again in float64, against all centres, and from then on always.
 
     Parameters
     ----------
@@ -58,8 +58,8 @@ class RunningDistances:
         self.error = torch.zeros(n, dtype=torch.float32, device=device)
         self.nearest = torch.full((n,), -1, dtype=torch.int64, device=device) if track else None
         self.level = torch.inf
-        # Distances do not change when all rows are shifted, and lose fewer digits near the origin. The lower median is a
-        # value of the data: integers stay integers, and a far outlier does not drag it along.
+        # Distances do not change when all rows are shifted, and lose fewer digits near the origin. The lower median is
+        # a value of the data: integers stay integers, and a far outlier does not drag it along.
         self.shift = None
         if metric == "euclidean":
             count = min(_SAMPLE, n)
@@ -75,8 +75,8 @@ class RunningDistances:
     def candidates(self, block: int) -> int:
         """How many candidates the next block of picks should play out among, the last one having made `block` picks.
 
-        More candidates make longer blocks and so fewer passes, each of which costs as much as some thirty centres; but their
-        m x m distances cost as much as m² / N centres. Measured, not derived.
+        More candidates make longer blocks and so fewer passes, each of which costs as much as some thirty centres; but
+        their m x m distances cost as much as m² / N centres. Measured, not derived.
         """
         return min(max(32, 2 * block, int((self.pool.count * (2 + block / 16)) ** 0.5)), self.largest_block)
 

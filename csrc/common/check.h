@@ -16,8 +16,8 @@ inline void check_matrix(const Tensor& t, const char* op, const char* name) {
 }
 
 inline void check_vector(const Tensor& t, ScalarType dtype, int64_t size, const char* op, const char* name) {
-  STD_TORCH_CHECK(t.dim() == 1 && t.size(0) == size, op, ": ", name, " must be a vector of ", size,
-                  " elements, got ", t.dim(), " dimensions and ", t.numel(), " elements");
+  STD_TORCH_CHECK(t.dim() == 1 && t.size(0) == size, op, ": ", name, " must be a vector of ", size, " elements, got ",
+                  t.dim(), " dimensions and ", t.numel(), " elements");
   STD_TORCH_CHECK(t.scalar_type() == dtype && t.is_contiguous(), op, ": ", name, " must be contiguous and of type ",
                   torch::headeronly::toString(dtype), ", got ", torch::headeronly::toString(t.scalar_type()));
 }

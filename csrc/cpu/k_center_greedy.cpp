@@ -1,7 +1,7 @@
 // The two steps of a block of k-center greedy that are not a distance tile (../../README.md, "How it works").
 //
-// top_candidates: the m rows farthest from their centres, in order. One scan of d2 on all threads; each keeps the best it
-// has seen in a buffer of 2m that is cut back to m when full, so that almost every row costs one comparison.
+// top_candidates: the m rows farthest from their centres, in order. One scan of d2 on all threads; each keeps the best
+// it has seen in a buffer of 2m that is cut back to m when full, so that almost every row costs one comparison.
 //
 // k_center_block: the sequential rule inside those m rows, on their m x m squared distances. A pick stands while no row
 // outside can beat it and its distance is above the level to which distances are known.
@@ -60,9 +60,8 @@ std::tuple<Tensor, Tensor> top_candidates_cpu(Tensor d2, int64_t m) {
 // No row outside the m candidates exceeds `bound`, and an outside row equal to it has a higher index than each
 // candidate that started at `bound`: hence the rule for ties.
 template <typename T>
-int64_t greedy_in_block(const Rows& rows, const double* shift, Metric metric, const double* value,
-                        const int64_t* index, double bound, double level, int64_t limit, int64_t* picks,
-                        double* scores) {
+int64_t greedy_in_block(const Rows& rows, const double* shift, Metric metric, const double* value, const int64_t* index,
+                        double bound, double level, int64_t limit, int64_t* picks, double* scores) {
   const int64_t m = rows.count;
   const BlockDistances<T> distances(rows, metric, shift);
   std::vector<double> d2(value, value + m);

@@ -1,7 +1,7 @@
 // The two steps of a block of k-means++ (D^2) seeding that are not a distance tile (../../README.md, "How it works").
 //
-// draw_by_weight: rows drawn with probability d2[i] / sum d2, one for each uniform. Sums of fixed chunks of rows in float64,
-// then a search among the chunks and inside one: the same draw for any number of threads. Reads d2 once.
+// draw_by_weight: rows drawn with probability d2[i] / sum d2, one for each uniform. Sums of fixed chunks of rows in
+// float64, then a search among the chunks and inside one: the same draw for any number of threads. Reads d2 once.
 //
 // kmeans_plusplus_block: proposals drawn from stale weights, accepted in order with probability (weight now) / (stale
 // weight). An accepted row is distributed exactly as one drawn from the weights of that moment.
@@ -53,9 +53,8 @@ std::tuple<Tensor, Tensor> draw_by_weight_cpu(Tensor d2, Tensor uniforms) {
 constexpr int64_t kWindow = 32;  // the pass ends when fewer than a third of so many proposals were accepted
 
 template <typename T>
-int64_t accept_in_block(const Rows& rows, const double* shift, Metric metric, const double* value,
-                        const int64_t* index, const double* uniform, int64_t limit, double level, int64_t* picks,
-                        double* scores) {
+int64_t accept_in_block(const Rows& rows, const double* shift, Metric metric, const double* value, const int64_t* index,
+                        const double* uniform, int64_t limit, double level, int64_t* picks, double* scores) {
   const int64_t count = rows.count;
   const BlockDistances<T> distances(rows, metric, shift);
   std::vector<double> now(value, value + count);
@@ -95,9 +94,9 @@ std::tuple<Tensor, Tensor> kmeans_plusplus_block_cpu(Tensor rows, std::optional<
   int64_t* pick = picks.mutable_data_ptr<int64_t>();
   double* score = scores.mutable_data_ptr<double>();
   const auto run = proposals.wide ? accept_in_block<double> : accept_in_block<float>;
-  const int64_t made = run(proposals, shift_of(shift, proposals, kOp), metric, values.const_data_ptr<double>(),
-                           indices.const_data_ptr<int64_t>(), uniforms.const_data_ptr<double>(), limit, level, pick,
-                           score);
+  const int64_t made =
+      run(proposals, shift_of(shift, proposals, kOp), metric, values.const_data_ptr<double>(),
+          indices.const_data_ptr<int64_t>(), uniforms.const_data_ptr<double>(), limit, level, pick, score);
   std::fill(pick + made, pick + count, -1);
   std::fill(score + made, score + count, 0.0);
   return {picks, scores};

@@ -2,11 +2,12 @@
 //
 // The rows go through in tiles that stay in cache: a tile is widened, shifted and packed once, multiplied with all
 // centres, and the register tile takes the minimum on the spot (simd/distance_tile.in.cpp). Traffic: the rows once,
-// 16 bytes of state a row, the packed centres once a row of register tiles from L2. Nothing of size rows x centres exists.
+// 16 bytes of state a row, the packed centres once a row of register tiles from L2. Nothing of size rows x centres
+// exists.
 //
-// The product form n_i + n_j - 2<x, c> loses digits where a distance is small beside the norms; error[i] bounds what it lost.
-// Rows whose bound would exceed kTolerance * level are refined: their few centres that may be the nearest are measured
-// again in float64, and their error is 0. The caller chooses the level (alkernels/ops/running_distances.py).
+// The product form n_i + n_j - 2<x, c> loses digits where a distance is small beside the norms; error[i] bounds what it
+// lost. Rows whose bound would exceed kTolerance * level are refined: their few centres that may be the nearest are
+// measured again in float64, and their error is 0. The caller chooses the level (alkernels/ops/running_distances.py).
 #include <torch/csrc/stable/library.h>
 
 #include "metric_rows.h"
@@ -59,8 +60,9 @@ class Refiner {
       const PackedRows<double>& x = exact_.fill(row_[r], 1);
       const T* d = matrix_.data() + r * count;
       const auto bound = [&](int64_t j) {
-        return share_ * (static_cast<double>(rows.squared_norm[r]) +
-                         static_cast<double>(block_.centers().squared_norm[j])) + kTinySquare;
+        return share_ *
+                   (static_cast<double>(rows.squared_norm[r]) + static_cast<double>(block_.centers().squared_norm[j])) +
+               kTinySquare;
       };
       double ceiling = state.d2[row_[r]];
       for (int64_t j = 0; j < count; ++j) {

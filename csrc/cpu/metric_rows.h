@@ -281,9 +281,9 @@ inline double exact_distance(Metric metric, const PackedRows<double>& x, int64_t
 // Squares below this have lost digits to underflow in float32.
 constexpr double kTinySquare = 1e-36;
 
-// How far n_i + n_j - 2 * product may be from the truth when computed in T, as a share of n_i + n_j: multiples of the unit
-// rounding error, above what the worst data gave (all summands of one sign and size, where roundings add up along a run of
-// 32 features, a span of 16 runs and the spans). tests/test_error_bound.py holds it against float64.
+// How far n_i + n_j - 2 * product may be from the truth when computed in T, as a share of n_i + n_j: multiples of the
+// unit rounding error, above what the worst data gave (all summands of one sign and size, where roundings add up along
+// a run of 32 features, a span of 16 runs and the spans). tests/test_error_bound.py holds it against float64.
 template <typename T>
 double error_share(const Rows& rows) {
   double multiples = 0;
@@ -294,8 +294,8 @@ double error_share(const Rows& rows) {
   return multiples * static_cast<double>(std::numeric_limits<T>::epsilon()) / 2;
 }
 
-// The same for the nearest of all centres, given that it is at most sqrt(d2) away: by the triangle inequality its norm is
-// then at most |x| + sqrt(d2), however large the norms of others are.
+// The same for the nearest of all centres, given that it is at most sqrt(d2) away: by the triangle inequality its norm
+// is then at most |x| + sqrt(d2), however large the norms of others are.
 inline double error_bound(double share, double norm, double d2, double largest_norm) {
   return share * (norm + std::min(largest_norm, norm + d2 + 2 * std::sqrt(norm * d2))) + kTinySquare;
 }

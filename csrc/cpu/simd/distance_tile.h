@@ -72,8 +72,8 @@ struct DistanceTile {
   void (*minimum)(const PackedRows<T>& rows, int64_t row_begin, int64_t row_end, const PackedCenters<T>& centers,
                   int64_t begin, int64_t end, T* best, int64_t* nearest);
   // out[r * ld + j] = n_r + n_j - 2 * product for all centres
-  void (*matrix)(const PackedRows<T>& rows, int64_t row_begin, int64_t row_end, const PackedCenters<T>& centers,
-                 T* out, int64_t ld);
+  void (*matrix)(const PackedRows<T>& rows, int64_t row_begin, int64_t row_end, const PackedCenters<T>& centers, T* out,
+                 int64_t ld);
 };
 
 // The implementation for this machine's instruction set (ATEN_CPU_CAPABILITY=default|avx2|avx512 overrides).

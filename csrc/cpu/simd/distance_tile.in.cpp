@@ -19,7 +19,8 @@ namespace {
 constexpr int kRows = ALKERNELS_ROWS;
 constexpr int kVectors = ALKERNELS_VECTORS;
 
-// Inner products are summed in runs of kRun features, the runs in spans of kSpan, and the spans: shorter sums, less rounding.
+// Inner products are summed in runs of kRun features, the runs in spans of kSpan, and the spans: shorter sums, less
+// rounding.
 constexpr int64_t kRun = 32;
 constexpr int64_t kSpan = 512;
 
@@ -209,8 +210,8 @@ void pack_as(const RowSource& source, int64_t begin, int64_t count, int64_t ahea
 }
 
 template <typename T>
-void pack(const RowSource& source, int64_t begin, int64_t count, int64_t ahead, const T* shift, T* out,
-          int64_t stride, T* squared_norm) {
+void pack(const RowSource& source, int64_t begin, int64_t count, int64_t ahead, const T* shift, T* out, int64_t stride,
+          T* squared_norm) {
   switch (source.element) {
     case Element::kFloat16:
       return pack_as<Half>(source, begin, count, ahead, shift, out, stride, squared_norm);
@@ -427,10 +428,8 @@ void matrix(const PackedRows<T>& rows, int64_t row_begin, int64_t row_end, const
 
 }  // namespace
 
-#define ALKERNELS_TILE(T)                                                                                     \
-  {                                                                                                           \
-    kRows, kVectors* kLanes<T>, kLanes<T>, pack<T>, pair<T, false>, pair<T, true>, minimum<T>, matrix<T>      \
-  }
+#define ALKERNELS_TILE(T) \
+  {kRows, kVectors * kLanes<T>, kLanes<T>, pack<T>, pair<T, false>, pair<T, true>, minimum<T>, matrix<T>}
 const DistanceTile<float> tile_f32 = ALKERNELS_TILE(float);
 const DistanceTile<double> tile_f64 = ALKERNELS_TILE(double);
 

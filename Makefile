@@ -1,0 +1,43 @@
+# Two commands set everything up on a fresh machine: `make demo` and `make test`.
+#
+#   VENV=.venv                the virtual environment to make and use
+#   PYTHON=path/to/python     use this interpreter's environment as it is instead; its torch is kept
+#   TORCH=torch==2.13.0       what to ask pip for where there is no torch yet
+
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+ifdef PYTHON
+  PY := $(PYTHON)
+else
+  PY := $(VENV)/bin/python
+endif
+PIP := $(PY) -m pip --disable-pip-version-check
+
+.PHONY: demo test lint bench clean
+
+demo: .setup-demo
+	$(PY) -m alkernels demo
+
+test: .setup-test
+	$(PY) -m pytest
+
+lint: .setup-test .setup-lint
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(PY) -m clang_format --dry-run --Werror $$(git ls-files 'csrc/*.cpp' 'csrc/*.h')
+
+bench: .setup-bench
+	$(PY) -m pytest benchmarks
+
+# No build isolation: torch is installed once, and the extension is compiled against that one.
+.setup-%: FORCE
+	@if [ -z "$(PYTHON)" ] && [ ! -x "$(PY)" ]; then python3 -m venv "$(VENV)"; fi
+	@$(PY) -c 'import torch' 2>/dev/null || $(PIP) install -q '$(TORCH)'
+	$(PIP) install -q 'setuptools>=77' 'cmake>=3.22' ninja 'pybind11>=3.0' numpy
+	$(PIP) install -q --no-build-isolation -e '.[$*]'
+
+FORCE:
+
+clean:
+	rm -rf build .venv alkernels/*.so *.egg-info

@@ -1,0 +1,5 @@
+version: str
+torch_version: str
+compiler: str
+
+def cpu_capability() -> str: ...

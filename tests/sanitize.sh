@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# Builds the extension with address and undefined-behaviour sanitizers beside the normal one and runs the op tests on it.
+#   PYTHON=path/to/python tests/sanitize.sh [pytest arguments]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+PYTHON=${PYTHON:-.venv/bin/python}
+site=$PWD/build/sanitize/site
+export PATH="$(dirname "$PYTHON"):$PATH"
+
+mkdir -p "$site"
+cp -r alkernels "$site"
+rm -f "$site"/alkernels/_C*.so
+cmake -S . -B build/sanitize -G Ninja -DALKERNELS_SANITIZE=address,undefined -DPython_EXECUTABLE="$(command -v "$PYTHON")" \
+  -DALKERNELS_OUTPUT="$site/alkernels" >/dev/null
+cmake --build build/sanitize
+
+if [ $# -eq 0 ]; then
+  set -- tests/test_k_center_greedy.py tests/test_kmeans_plusplus.py tests/test_error_bound.py \
+    -k "not law and not cost and not progress"
+fi
+# Python itself is not instrumented: the runtime is preloaded, and its leaks are its own.
+LD_PRELOAD="$(g++ -print-file-name=libasan.so) $(g++ -print-file-name=libstdc++.so)" \
+  ASAN_OPTIONS=detect_leaks=0 PYTHONPATH="$site" "$PYTHON" -P -m pytest -q -p no:cacheprovider "$@"
