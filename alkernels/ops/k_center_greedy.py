@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from tqdm import tqdm
 
@@ -20,15 +18,7 @@ from alkernels._inputs import (
     seed_of,
 )
 from alkernels.ops.running_distances import RunningDistances, pair
-
-
-@dataclass
-class Run:
-    """A finished selection: positions and squared distances of the picks, and the state behind them."""
-
-    indices: torch.Tensor
-    squared: torch.Tensor
-    state: RunningDistances
+from alkernels.ops.selection import Run, compiled, fake_selection, finished, first_centers, library, op_inputs, result
 
 
 def k_center_greedy(
@@ -115,43 +105,6 @@ def to_distance(squared: torch.Tensor, metric: str) -> torch.Tensor:
     return squared.clamp(min=0) / 2 if metric == "cosine" else squared.clamp(min=0).sqrt()
 
 
-def result(run: Run, unit, return_distances: bool) -> Selection | CoverSelection:  # type: ignore[no-untyped-def]
-    pool, state = run.state.pool, run.state
-    indices, scores = pool.out(run.indices), pool.out(unit(run.squared).to(pool.dtype))
-    if not return_distances:
-        return Selection(indices, scores)
-    assert state.nearest is not None
-    return CoverSelection(indices, scores, pool.out(unit(state.distances()).to(pool.dtype)), pool.out(state.nearest))
-
-
-def first_centers(
-    state: RunningDistances,
-    k: int,
-    labeled: Pool | None,
-    start: int | None,
-    seed: int,
-) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Lowers the distances by what is given, the labelled rows and the start (drawn uniformly where nothing is)."""
-    if labeled is not None:
-        state.add_labeled(labeled)
-    elif start is None and k > 0:
-        start = int(torch.randint(state.pool.count, (), generator=torch.Generator().manual_seed(seed)))
-    if start is None or k == 0:
-        if state.passes == 0:
-            state.pool.check_finite()
-        return [], []
-    first = torch.tensor([start], device=state.pool.device)
-    if labeled is not None:
-        state.measure_again(first, 0.0)  # it may lie closer to a labelled row than the level tells apart
-    score = state.d2[first]
-    state.add_picks(first)
-    return [first], [score]
-
-
-def needs_seed(labeled: Pool | None, start: int | None) -> bool:
-    return labeled is None and start is None
-
-
 def select(
     pool: Pool,
     k: int,
@@ -164,7 +117,7 @@ def select(
     progress: bool,
 ) -> Run:
     """The blocked rule. One pass of the loop: the m farthest rows play it out among themselves, the pool follows."""
-    seed = seed_of(generator) if needs_seed(labeled, start) else 0
+    seed = seed_of(generator) if labeled is None and start is None else 0
     state = RunningDistances(pool, metric, track)
     picks, squared = first_centers(state, k, labeled, start, seed)
     made, block = len(picks), 16
@@ -186,62 +139,7 @@ def select(
             made += block
             state.add_picks(picks[-1], lower=made < k or track)
             bar.update(block)
-    return Run(_cat(picks, torch.int64, pool), _cat(squared, torch.float64, pool), state)
-
-
-def _cat(parts: list[torch.Tensor], dtype: torch.dtype, pool: Pool) -> torch.Tensor:
-    return torch.cat(parts) if parts else torch.empty(0, dtype=dtype, device=pool.device)
-
-
-# ---- the dispatcher's face: one opaque op for torch.compile, the same code underneath ----
-
-
-def compiled(  # type: ignore[no-untyped-def]
-    name: str, features, k, labeled, start, generator, return_distances, **metric
-) -> Selection | CoverSelection:
-    """The op call that torch.compile traces: no check here depends on data."""
-    if labeled is None and start is None and not isinstance(generator, int):
-        raise ValueError(
-            "generator must be an integer seed inside torch.compile, where nothing else decides the first pick"
-        )
-    first, second = features if isinstance(features, (tuple, list)) else (features, None)
-    known, known2 = labeled if isinstance(labeled, (tuple, list)) else (labeled, None)
-    out = getattr(torch.ops.alkernels, name)(
-        first,
-        second,
-        k,
-        labeled=known,
-        labeled2=known2,
-        start=-1 if start is None else start,
-        seed=generator if isinstance(generator, int) else 0,
-        **metric,
-    )
-    return CoverSelection(*out) if return_distances else Selection(out[0], out[1])
-
-
-def op_inputs(features, features2, k, labeled, labeled2, start):  # type: ignore[no-untyped-def]
-    """The op's flat arguments, checked."""
-    pool = check_pool(features if features2 is None else (features, features2))
-    known = None if labeled is None else labeled if labeled2 is None else (labeled, labeled2)
-    return pool, check_k(k, pool), check_labeled(known, pool), check_start(None if start < 0 else start, pool)
-
-
-def fake_selection(features, features2, k):  # type: ignore[no-untyped-def]
-    torch._check(features.dim() == 2, lambda: f"features must be two-dimensional, got {features.dim()}")
-    torch._check(k >= 0, lambda: f"k must not be negative, got {k}")
-    torch._check(k <= features.shape[0], lambda: f"k must be at most {features.shape[0]} (rows of features), got {k}")
-    wide = features.dtype == torch.float64 or (features2 is not None and features2.dtype == torch.float64)
-    dtype = torch.float64 if wide else torch.float32
-    n = features.shape[0]
-    return (
-        features.new_empty(k, dtype=torch.int64),
-        features.new_empty(k, dtype=dtype),
-        features.new_empty(n, dtype=dtype),
-        features.new_empty(n, dtype=torch.int64),
-    )
-
-
-library = torch.library.Library("alkernels", "IMPL")
+    return finished(picks, squared, state)
 
 
 @torch.library.impl(library, "k_center_greedy", "CompositeExplicitAutograd")

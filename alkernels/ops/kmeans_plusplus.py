@@ -17,17 +17,8 @@ from alkernels._inputs import (
     check_start,
     seed_of,
 )
-from alkernels.ops.k_center_greedy import (
-    Run,
-    _cat,
-    compiled,
-    fake_selection,
-    first_centers,
-    library,
-    op_inputs,
-    result,
-)
 from alkernels.ops.running_distances import RunningDistances, pair
+from alkernels.ops.selection import Run, compiled, fake_selection, finished, first_centers, library, op_inputs, result
 
 
 def kmeans_plusplus(
@@ -161,7 +152,7 @@ def select(
             made += block
             state.add_picks(picks[-1], lower=made < k or track)
             bar.update(block)
-    return Run(_cat(picks, torch.int64, pool), _cat(squared, torch.float64, pool), state)
+    return finished(picks, squared, state)
 
 
 @torch.library.impl(library, "kmeans_plusplus", "CompositeExplicitAutograd")
