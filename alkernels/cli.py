@@ -55,9 +55,8 @@ def _k_center_greedy(pool: Pool, labeled: Pool | None, args: argparse.Namespace,
 
     metric = args.metric or "euclidean"
     kind, k, start = check_metric(metric, pool), check_k(args.batch_size, pool), check_start(args.start, pool)
-    # track: without it, the distances lack the last picks
     run = select(pool, k, labeled, start, kind, seed, track=True, progress=progress)
-    radius = float(to_distance(run.state.d2, kind).max())
+    radius = float(to_distance(run.state.distances(), kind).max())
     return Outcome(run.indices, to_distance(run.squared, kind).to(pool.dtype), radius, run.state.passes, metric, {})
 
 
@@ -69,7 +68,7 @@ def _kmeans_plusplus(pool: Pool, labeled: Pool | None, args: argparse.Namespace,
         raise ValueError(f"--metric is not an option of kmeans_plusplus, which is euclidean, got {args.metric}")
     k, start = check_k(args.batch_size, pool), check_start(args.start, pool)
     run = select(pool, k, labeled, start, seed, track=True, progress=progress)
-    squared = to_weight(run.state.d2)
+    squared = run.state.distances()
     cost = {"kmeans_cost": float(squared.sum())}
     scores = to_weight(run.squared).to(pool.dtype)
     return Outcome(run.indices, scores, math.sqrt(squared.max()), run.state.passes, "euclidean", cost)

@@ -35,7 +35,7 @@ def test_follows_the_law_on_ordered_triples(with_labeled):
     labeled = torch.tensor([[1.0, 1.0]]) if with_labeled else None
     law = sequence_law(points, 3, labeled)
     assert sum(law.values()) == pytest.approx(1)
-    draws = 20000
+    draws = 10000
     rng = torch.Generator().manual_seed(1)
     counts = dict.fromkeys(law, 0)
     for _ in range(draws):
