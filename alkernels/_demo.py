@@ -112,7 +112,7 @@ def _picked(method: str, images: torch.Tensor, k: int, seed: int) -> Picks:
     else:
         run = k_center_greedy.select(pool, k, None, None, "euclidean", seed, track=True, progress=False)
     seconds = time.perf_counter() - began
-    distances = k_center_greedy.to_distance(run.state.d2, "euclidean")
+    distances = k_center_greedy.to_distance(run.state.distances(), "euclidean")
     return Picks(method, run.indices, distances, seconds, run.state.passes)
 
 
@@ -123,7 +123,7 @@ def _at_random(images: torch.Tensor, k: int, seed: int) -> Picks:
     # no more picks, only the distances to these
     pool, labeled = Pool(images, "images"), Pool(images[indices], "picks")
     cover = k_center_greedy.select(pool, 0, labeled, None, "euclidean", seed, track=True, progress=False)
-    return Picks("random", indices, k_center_greedy.to_distance(cover.state.d2, "euclidean"), seconds, 0)
+    return Picks("random", indices, k_center_greedy.to_distance(cover.state.distances(), "euclidean"), seconds, 0)
 
 
 def _plane(images: torch.Tensor) -> np.ndarray:

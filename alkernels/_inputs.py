@@ -176,7 +176,6 @@ class Pool:
         self.widths = [int(s.shape[1]) for s in self.sources]
         self.device = self.sources[0].device
         self.mapped = any(isinstance(s, _ArraySource) and s.map is not None for s in self.sources)
-        self.dtype = torch.float64 if any(s.dtype == torch.float64 for s in self.sources) else torch.float32
 
     def tile(self, begin: int, end: int) -> Factors:
         return tuple(s.tile(begin, end) for s in self.sources)
@@ -290,7 +289,10 @@ def seed_of(generator: torch.Generator | int | None) -> int:
     if generator is None:
         return int(torch.randint(2**63 - 1, ()))
     try:
-        return check_integer(generator, "generator")
+        seed = check_integer(generator, "generator")
+        if not -(2**63) <= seed < 2**63:
+            raise ValueError(f"generator must be a seed of 64 bits, got {seed}")
+        return seed
     except TypeError:
         raise TypeError(
             f"generator must be a torch.Generator, an integer seed or None, got {type(generator).__name__}"

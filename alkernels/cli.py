@@ -57,12 +57,12 @@ def _k_center_greedy(pool: Pool, labeled: Pool | None, args: argparse.Namespace,
     kind, k, start = check_metric(metric, pool), check_k(args.batch_size, pool), check_start(args.start, pool)
     run = select(pool, k, labeled, start, kind, seed, track=True, progress=progress)
     radius = float(to_distance(run.state.distances(), kind).max())
-    return Outcome(run.indices, to_distance(run.squared, kind).to(pool.dtype), radius, run.state.passes, metric, {})
+    return Outcome(run.indices, to_distance(run.squared, kind), radius, run.state.passes, metric, {})
 
 
 def _kmeans_plusplus(pool: Pool, labeled: Pool | None, args: argparse.Namespace, seed: int, progress: bool) -> Outcome:
     from alkernels._inputs import check_k, check_start
-    from alkernels.ops.kmeans_plusplus import select, to_weight
+    from alkernels.ops.kmeans_plusplus import select
 
     if args.metric is not None:
         raise ValueError(f"--metric is not an option of kmeans_plusplus, which is euclidean, got {args.metric}")
@@ -70,8 +70,7 @@ def _kmeans_plusplus(pool: Pool, labeled: Pool | None, args: argparse.Namespace,
     run = select(pool, k, labeled, start, seed, track=True, progress=progress)
     squared = run.state.distances()
     cost = {"kmeans_cost": float(squared.sum())}
-    scores = to_weight(run.squared).to(pool.dtype)
-    return Outcome(run.indices, scores, math.sqrt(squared.max()), run.state.passes, "euclidean", cost)
+    return Outcome(run.indices, run.squared, math.sqrt(squared.max()), run.state.passes, "euclidean", cost)
 
 
 STRATEGIES: dict[str, Callable[[Pool, Pool | None, argparse.Namespace, int, bool], Outcome]] = {

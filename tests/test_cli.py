@@ -552,7 +552,7 @@ def test_outputs(folder: Path, pool: np.ndarray) -> None:
     with np.load("out.npz") as archive:
         assert sorted(archive.files) == ["indices", "scores"]
         assert archive["indices"].tolist() == expected.indices.tolist()
-        assert archive["scores"].dtype == np.float32
+        assert archive["scores"].dtype == np.float64
         assert archive["scores"].tolist() == expected.scores.tolist()
     lines = "".join(f"{i}\n" for i in expected.indices)
     assert Path("out.txt").read_text() == Path("out.csv").read_text() == lines

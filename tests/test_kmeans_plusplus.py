@@ -6,7 +6,7 @@ import torch
 from conftest import as_double, true_squared
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import chisquare
+from scipy.stats import chisquare, kstest
 
 import alkernels as alk
 
@@ -49,6 +49,19 @@ def test_follows_the_law_on_ordered_triples(with_labeled):
     observed, expected = (v if expected[-1] > 5 else v[:-1] for v in (observed, expected))
     scale = sum(observed) / sum(expected)
     assert chisquare(observed, [e * scale for e in expected]).pvalue > 1e-4
+
+
+def test_the_second_pick_knows_nothing_of_how_the_first_was_drawn():
+    """On a ring each second pick has the same law relative to the first, for every first."""
+    n = 2**16
+    angle = torch.arange(n, dtype=torch.float64) * (2 * torch.pi / n)
+    ring = torch.stack([angle.cos(), angle.sin()], 1)
+    picks = torch.stack([alk.kmeans_plusplus(ring, 2, generator=seed).indices for seed in range(400)])
+    turn = ((picks[:, 1] - picks[:, 0]) % n).double() / n
+    # density 1 - cos(2 pi t) on [0, 1): its distribution function turns it into a uniform variable
+    uniform = turn - torch.sin(2 * torch.pi * turn) / (2 * torch.pi)
+    assert kstest(uniform.numpy(), "uniform").pvalue > 1e-4
+    assert kstest((picks[:, 0].double() / n).numpy(), "uniform").pvalue > 1e-4
 
 
 def test_later_picks_follow_the_law_given_the_earlier():
@@ -174,12 +187,23 @@ def test_hard_data(name, rng, device):
     x64 = as_double(x)
     d2 = true_squared(x64, x64[0])
     for pick, score in zip(out.indices.tolist()[1:], out.scores.tolist()[1:], strict=True):
-        assert score == pytest.approx(float(d2[pick]), rel=1e-5, abs=1e-4 * float(d2.mean())) or score in (
-            0.0,
-            float("inf"),
-        )
+        assert score == pytest.approx(float(d2[pick]), rel=1e-5, abs=1e-4 * float(d2.mean()))
         assert d2[pick] > 0
         d2 = torch.minimum(d2, true_squared(x64, x64[pick]))
+
+
+@pytest.mark.parametrize("widths", [(10, 70), (3, 129), (100, 513)])
+def test_duplicates_of_outer_products_have_no_weight(widths, rng):
+    pair = tuple(torch.randn(40, w, generator=rng).repeat(10, 1) for w in widths)
+    out = alk.kmeans_plusplus(pair, 400, generator=0)
+    assert int((out.scores > 0).sum()) == 40
+    assert out.indices[40:].tolist() == sorted(out.indices[40:].tolist())
+
+
+def test_sum_of_weights_that_overflows(rng):
+    x = 3e152 * torch.randn(2000, 2, generator=rng, dtype=torch.float64)
+    with pytest.raises(ValueError, match="squared distances whose sum float64 can hold"):
+        alk.kmeans_plusplus(x, 5, generator=0)
 
 
 @settings(max_examples=100, deadline=None)
@@ -211,6 +235,7 @@ def test_any_shape(data):
         ((torch.zeros(4, 2).long(), 2), {}, TypeError, "features must be of dtype"),
         ((torch.full((4, 2), torch.nan), 2), {}, ValueError, "features must be finite, got nan in row 0, column 0"),
         ((torch.zeros(4, 2), 2), {"generator": 0.5}, TypeError, "generator must be"),
+        ((torch.zeros(4, 2), 2), {"generator": 2**64}, ValueError, "generator must be a seed of 64 bits, got 1844"),
     ],
 )
 def test_bad_input(args, options, error, message):

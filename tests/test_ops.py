@@ -113,6 +113,8 @@ def test_compile_of_the_public_functions(rng):
     assert torch.equal(pair(x), alk.k_center_greedy((x, x[:, :2]), 9, start=2).indices)
     with pytest.raises(Exception, match="generator must be an integer seed inside"):
         torch.compile(lambda x: alk.kmeans_plusplus(x, 9), fullgraph=True)(x)
+    with pytest.raises(Exception, match="start must be a row of features, got -1"):
+        torch.compile(lambda x: alk.k_center_greedy(x, 9, start=-1, generator=0), fullgraph=True)(x)
 
 
 def test_ops_check_for_themselves():
@@ -246,9 +248,10 @@ alk.kmeans_plusplus(torch.randn(500, 4), 20)
     ("n", "d", "k", "dtype"),
     [
         (1_000_000, 16, 100, "float32"),
+        (4_000_000, 1, 50, "float32"),
         (40_000, 768, 1000, "float32"),
         (40_000, 768, 1000, "float16"),
-        (6000, 8192, 600, "bfloat16"),
+        (2000, 16_384, 600, "bfloat16"),
         (40_000, 512, 500, "float64"),
     ],
 )
@@ -274,9 +277,12 @@ def test_a_memory_map_is_never_loaded_whole(tmp_path):
     out = run_python(
         MEASURE
         + f"x = np.load({str(tmp_path / 'x.npy')!r}, mmap_mode='r')\n"
-        + "print(extra(lambda: alk.k_center_greedy(x, 300, start=0)))"
+        + "print(extra(lambda: alk.k_center_greedy(x, 300, start=0)))\n"
+        + "print(extra(lambda: alk.k_center_greedy(torch.randn(500, 640), 3, labeled=x)))"
     )
-    assert int(out) <= 64e6 + 40 * n < n * d * 4 / 3
+    of_pool, of_labeled = map(int, out.split())
+    assert of_pool <= 64e6 + 40 * n < n * d * 4 / 3
+    assert of_labeled <= 64e6 + 40 * 500
 
 
 def test_importing_adds_little_to_torch():

@@ -63,8 +63,8 @@ def k_center_greedy(
     Selection or CoverSelection
         ``indices`` (k,) int64, distinct, in the order picked; ``scores`` (k,), the distance to the nearest centre when
         picked, non-increasing after `start`, ``inf`` for the first of an empty start. With `return_distances` also
-        ``distances`` (N,), whose maximum is the cover radius, and ``nearest`` (N,). float64 for a float64 pool, else
-        float32; tensors for tensors, NumPy for NumPy.
+        ``distances`` (N,), whose maximum is the cover radius, and ``nearest`` (N,). Distances
+        are float64. Tensors for tensors, NumPy for NumPy.
 
     Raises
     ------
@@ -101,8 +101,8 @@ def k_center_greedy(
 
 
 def to_distance(squared: torch.Tensor, metric: str) -> torch.Tensor:
-    """Squared distances (of rows of length one for cosine, so 2 - 2 cos) in the unit of the scores."""
-    return squared.clamp(min=0) / 2 if metric == "cosine" else squared.clamp(min=0).sqrt()
+    """Squared distances (of rows of length one for cosine, so 2 - 2 cos) in the unit of the scores; in place."""
+    return squared.div_(2) if metric == "cosine" else squared.sqrt_()
 
 
 def select(
@@ -117,9 +117,9 @@ def select(
     progress: bool,
 ) -> Run:
     """The blocked rule. One pass of the loop: the m farthest rows play it out among themselves, the pool follows."""
-    seed = seed_of(generator) if labeled is None and start is None else 0
+    uniform = torch.Generator().manual_seed(seed_of(generator) if labeled is None and start is None else 0)
     state = RunningDistances(pool, metric, track)
-    picks, squared = first_centers(state, k, labeled, start, seed)
+    picks, squared = first_centers(state, k, labeled, start, uniform)
     made, block = len(picks), 16
     with tqdm(total=k, initial=made, desc="k-center greedy", unit="pick", disable=not progress) as bar:
         while made < k:
@@ -152,7 +152,7 @@ def _(features, features2, k, *, labeled=None, labeled2=None, start=-1, metric="
 
 @torch.library.register_fake("alkernels::k_center_greedy")
 def _(features, features2, k, *, labeled=None, labeled2=None, start=-1, metric="euclidean", seed=0):  # type: ignore[no-untyped-def]
-    return fake_selection(features, features2, k)
+    return fake_selection(features, k)
 
 
 @torch.library.register_fake("alkernels::top_candidates")

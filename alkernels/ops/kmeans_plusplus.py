@@ -59,8 +59,8 @@ def kmeans_plusplus(
     Selection or CoverSelection
         ``indices`` (k,) int64, distinct, in the order drawn; ``scores`` (k,), the squared distance to the nearest
         centre when drawn, ``inf`` for the first of an empty start. With `return_distances` also ``distances`` (N,),
-        squared like the scores (their sum is the k-means cost), and ``nearest`` (N,). float64 for a float64 pool, else
-        float32; tensors for tensors, NumPy for NumPy.
+        squared like the scores (their sum is the k-means cost), and ``nearest`` (N,). Distances are float64.
+        Tensors for tensors, NumPy for NumPy.
 
     Raises
     ------
@@ -98,7 +98,8 @@ def kmeans_plusplus(
 
 
 def to_weight(squared: torch.Tensor) -> torch.Tensor:
-    return squared.clamp(min=0)
+    """The unit of the scores: squared distances as they are."""
+    return squared
 
 
 def settle(state: RunningDistances) -> None:
@@ -118,10 +119,9 @@ def select(
     progress: bool,
 ) -> Run:
     """The blocked rule. One pass of the loop: a block of proposals from stale weights, then the pool follows."""
-    seed = seed_of(generator)
-    uniform = torch.Generator().manual_seed(seed)
+    uniform = torch.Generator().manual_seed(seed_of(generator))
     state = RunningDistances(pool, check_metric("euclidean", pool), track)
-    picks, squared = first_centers(state, k, labeled, start, seed)
+    picks, squared = first_centers(state, k, labeled, start, uniform)
     made, block = len(picks), 32
     with tqdm(total=k, initial=made, desc="k-means++", unit="pick", disable=not progress) as bar:
         while made < k:
@@ -130,6 +130,8 @@ def select(
             m = min(max(64, 2 * block), state.largest_block, 2 * (k - made) + 16)
             draws = torch.rand(2, m, dtype=torch.float64, generator=uniform).to(pool.device)
             rows, total = torch.ops.alkernels.draw_by_weight(state.d2, draws[0])
+            if not torch.isfinite(total):
+                raise ValueError("features must have squared distances whose sum float64 can hold, got an overflow")
             if float(total) == 0:  # every row left coincides with a centre
                 picks.append((state.d2 >= 0).nonzero().flatten()[: k - made])
                 squared.append(torch.zeros(len(picks[-1]), dtype=torch.float64, device=pool.device))
@@ -164,7 +166,7 @@ def _(features, features2, k, *, labeled=None, labeled2=None, start=-1, seed=0):
 
 @torch.library.register_fake("alkernels::kmeans_plusplus")
 def _(features, features2, k, *, labeled=None, labeled2=None, start=-1, seed=0):  # type: ignore[no-untyped-def]
-    return fake_selection(features, features2, k)
+    return fake_selection(features, k)
 
 
 @torch.library.register_fake("alkernels::draw_by_weight")

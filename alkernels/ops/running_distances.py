@@ -62,10 +62,10 @@ class RunningDistances:
         # a value of the data: integers stay integers, and a far outlier does not drag it along.
         self.shift = None
         if metric == "euclidean":
-            count = min(_SAMPLE, n)
+            count = min(_SAMPLE, n, max(3, _BLOCK_NUMBERS // pool.widths[0]))
             sample = pool.gather(torch.arange(count, device=device) * n // count)[0]
             self.shift = sample.double().median(dim=0).values
-        self.largest_block = max(32, min(1024, _BLOCK_NUMBERS // sum(pool.widths)))
+        self.largest_block = max(8, min(1024, _BLOCK_NUMBERS // sum(pool.widths)))
         self.labeled: Pool | None = None
         self.picks: list[torch.Tensor] = []
         self.centers = 0
@@ -78,7 +78,8 @@ class RunningDistances:
         More candidates make longer blocks and so fewer passes, each of which costs as much as some thirty centres; but
         their m x m distances cost as much as m² / N centres. Measured, not derived.
         """
-        return min(max(32, 2 * block, int((self.pool.count * (2 + block / 16)) ** 0.5)), self.largest_block)
+        worth = int((self.pool.count * (2 + block / 16)) ** 0.5)
+        return min(max(32, 2 * block, min(8 * block, worth)), self.largest_block)
 
     def add_labeled(self, labeled: Pool) -> None:
         """Lowers the distances by every row of another pool. Call before any pick."""
@@ -133,25 +134,30 @@ class RunningDistances:
             return out.fill_(torch.inf)
         picks = torch.cat(self.picks) if self.picks else self.nearest[:0]
         labels = self.labeled.count if self.labeled is not None else 0
+        dtypes = [s.dtype for s in self.pool.sources]
+        if self.labeled is not None:
+            dtypes = [torch.promote_types(a, s.dtype) for a, s in zip(dtypes, self.labeled.sources, strict=True)]
         size = max(1, _BYTES_A_TILE // (32 * sum(self.pool.widths)))  # a few copies of the tile
         for begin, end, tile in self.pool.tiles(size):
             nearest = self.nearest[begin:end]
-            centers = tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in tile)
+            centers = tuple(
+                torch.empty(t.shape, dtype=dtype, device=t.device) for t, dtype in zip(tile, dtypes, strict=True)
+            )
             of_pick = nearest >= labels
             for pool, rows, mask in ((self.pool, picks, of_pick), (self.labeled, None, ~of_pick)):
                 which = nearest[mask]
                 if pool is not None and len(which):
                     index = which if rows is None else rows[which - labels]
                     for center, found in zip(centers, pool.gather(index), strict=True):
-                        center[mask] = found.to(center.dtype)
+                        center[mask] = found.to(center.dtype)  # the wider of the pool's and the labelled set's
             out[begin:end] = torch.ops.alkernels.paired_distances(*pair(tile), *pair(centers), self.metric)
         out[picks] = 0.0
         return out
 
     def _labeled_blocks(self) -> Iterator[Factors]:
         if self.labeled is not None:
-            for begin in range(0, self.labeled.count, self.largest_block):
-                yield self.labeled.tile(begin, min(begin + self.largest_block, self.labeled.count))
+            for _, _, tile in self.labeled.tiles(self.largest_block):
+                yield tile
 
     def _lower(self, centers: Factors) -> None:
         operations = 2.0 * sum(self.pool.widths) * len(centers[0])

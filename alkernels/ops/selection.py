@@ -28,13 +28,13 @@ class Run:
 def result(
     run: Run, unit: Callable[[torch.Tensor], torch.Tensor], return_distances: bool
 ) -> Selection | CoverSelection:
-    """What the user gets: squared distances through `unit`, arrays of the pool's kind."""
+    """What the user gets: squared distances through `unit` (in place), arrays of the pool's kind."""
     pool, state = run.state.pool, run.state
-    indices, scores = pool.out(run.indices), pool.out(unit(run.squared).to(pool.dtype))
+    indices, scores = pool.out(run.indices), pool.out(unit(run.squared))
     if not return_distances:
         return Selection(indices, scores)
     assert state.nearest is not None
-    return CoverSelection(indices, scores, pool.out(unit(state.distances()).to(pool.dtype)), pool.out(state.nearest))
+    return CoverSelection(indices, scores, pool.out(unit(state.distances())), pool.out(state.nearest))
 
 
 def first_centers(
@@ -42,13 +42,13 @@ def first_centers(
     k: int,
     labeled: Pool | None,
     start: int | None,
-    seed: int,
+    uniform: torch.Generator,
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Lowers the distances by what is given, the labelled rows and the start (drawn uniformly where nothing is)."""
+    """Lowers the distances by what is given, the labelled rows and the start (drawn by `uniform` where nothing is)."""
     if labeled is not None:
         state.add_labeled(labeled)
     elif start is None and k > 0:
-        start = int(torch.randint(state.pool.count, (), generator=torch.Generator().manual_seed(seed)))
+        start = int(torch.randint(state.pool.count, (), generator=uniform))
     if start is None or k == 0:
         if state.passes == 0:
             state.pool.check_finite()
@@ -76,6 +76,8 @@ def compiled(  # type: ignore[no-untyped-def]
         raise ValueError(
             "generator must be an integer seed inside torch.compile, where nothing else decides the first pick"
         )
+    if start is not None and start < 0:
+        raise ValueError(f"start must be a row of features, got {start}")
     first, second = features if isinstance(features, (tuple, list)) else (features, None)
     known, known2 = labeled if isinstance(labeled, (tuple, list)) else (labeled, None)
     out = getattr(torch.ops.alkernels, name)(
@@ -98,16 +100,14 @@ def op_inputs(features, features2, k, labeled, labeled2, start):  # type: ignore
     return pool, check_k(k, pool), check_labeled(known, pool), check_start(None if start < 0 else start, pool)
 
 
-def fake_selection(features, features2, k):  # type: ignore[no-untyped-def]
+def fake_selection(features, k):  # type: ignore[no-untyped-def]
     torch._check(features.dim() == 2, lambda: f"features must be two-dimensional, got {features.dim()}")
     torch._check(k >= 0, lambda: f"k must not be negative, got {k}")
     torch._check(k <= features.shape[0], lambda: f"k must be at most {features.shape[0]} (rows of features), got {k}")
-    wide = features.dtype == torch.float64 or (features2 is not None and features2.dtype == torch.float64)
-    dtype = torch.float64 if wide else torch.float32
     n = features.shape[0]
     return (
         features.new_empty(k, dtype=torch.int64),
-        features.new_empty(k, dtype=dtype),
-        features.new_empty(n, dtype=dtype),
+        features.new_empty(k, dtype=torch.float64),
+        features.new_empty(n, dtype=torch.float64),
         features.new_empty(n, dtype=torch.int64),
     )

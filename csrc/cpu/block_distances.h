@@ -30,6 +30,8 @@ class BlockDistances {
     const T* row = matrix_.data() + j * count_;
     const double norm = static_cast<double>(rows.squared_norm[j]);
     const double allowed = kTolerance * level;
+    const bool usable = norm < kLargestNorm<T>;
+    const auto known = [&](int64_t i) { return usable && static_cast<double>(rows.squared_norm[i]) < kLargestNorm<T>; };
     const auto bound = [&](int64_t i) {
       return share_ * (norm + static_cast<double>(rows.squared_norm[i])) + kTinySquare;
     };
@@ -38,14 +40,14 @@ class BlockDistances {
       const int64_t end = std::min(begin + kStep, count_);
       int changes = 0;
       for (int64_t i = begin; i < end; ++i) {
-        changes |= !(static_cast<double>(row[i]) >= d2[i] + bound(i) && bound(i) < std::numeric_limits<T>::max());
+        changes |= (d2[i] > 0) & !((static_cast<double>(row[i]) >= d2[i] + bound(i)) & known(i));
       }
       if (!changes) continue;
       for (int64_t i = begin; i < end; ++i) {
-        const double error = bound(i);
+        if (d2[i] <= 0) continue;  // picked, or at a pick already
         double value = std::max(static_cast<double>(row[i]), 0.0);
-        if (value >= d2[i] + error && error < std::numeric_limits<T>::max()) continue;
-        if (!(error <= allowed)) value = exact_distance(metric_, block_.exact(), i, block_.exact(), j);
+        if (known(i) && value >= d2[i] + bound(i)) continue;
+        if (!(known(i) && bound(i) <= allowed)) value = exact_distance(metric_, block_.exact(), i, block_.exact(), j);
         d2[i] = std::min(d2[i], value);
       }
     }

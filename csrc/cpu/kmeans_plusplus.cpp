@@ -46,6 +46,10 @@ std::tuple<Tensor, Tensor> draw_by_weight_cpu(Tensor d2, Tensor uniforms) {
       sum += weight[i];
       if (sum > target) break;
     }
+    // ... or in a last chunk without any: then the last row of any weight in front of it
+    for (int64_t i = at * kChunk; out[q] < 0 && i > 0; --i) {
+      if (weight[i - 1] > 0) out[q] = i - 1;
+    }
   }
   return {indices, total};
 }

@@ -25,11 +25,17 @@ struct State {
   float* error;
   int64_t* nearest;  // may be null
 
+  // Takes in a distance known to `bound`. The loser of the minimum may be the smaller in truth, so the error covers
+  // both.
   void set(int64_t row, double value, double bound, int64_t center) const {
-    if (!(value < d2[row])) return;
-    d2[row] = value;
-    error[row] = static_cast<float>(bound);
-    if (nearest) nearest[row] = center;
+    const double old = d2[row], old_bound = static_cast<double>(error[row]);
+    const double low = std::isinf(old) ? value - bound : std::min(old - old_bound, value - bound);
+    if (value < old) {
+      d2[row] = value;
+      if (nearest) nearest[row] = center;
+    }
+    const double kept = value < old ? bound : old_bound;
+    error[row] = static_cast<float>(std::max(kept, std::min(value, old) - low));
   }
 };
 
@@ -60,9 +66,10 @@ class Refiner {
       const PackedRows<double>& x = exact_.fill(row_[r], 1);
       const T* d = matrix_.data() + r * count;
       const auto bound = [&](int64_t j) {
-        return share_ *
-                   (static_cast<double>(rows.squared_norm[r]) + static_cast<double>(block_.centers().squared_norm[j])) +
-               kTinySquare;
+        const double n_i = static_cast<double>(rows.squared_norm[r]);
+        const double n_j = static_cast<double>(block_.centers().squared_norm[j]);
+        if (!(n_i < kLargestNorm<T> && n_j < kLargestNorm<T>)) return std::numeric_limits<double>::infinity();
+        return share_ * (n_i + n_j) + kTinySquare;
       };
       double ceiling = state.d2[row_[r]];
       for (int64_t j = 0; j < count; ++j) {
@@ -104,7 +111,6 @@ void lower(const Rows& pool, const Rows& block_rows, const double* shift, Metric
   const double share = error_share<T>(pool);
   const double largest_norm = static_cast<double>(block.largest_squared_norm());
   const double allowed = std::min(kTolerance * level, static_cast<double>(std::numeric_limits<float>::max()));
-  constexpr double kLargest = std::numeric_limits<T>::max();  // beyond it products overflowed: measured in float64
   const bool track = state.nearest != nullptr;
 
   parallel_tasks((pool.count + task_rows - 1) / task_rows, [&](const auto& next) {
@@ -121,14 +127,16 @@ void lower(const Rows& pool, const Rows& block_rows, const double* shift, Metric
       }
       for (int64_t r = 0; r < count; ++r) {
         const double old = state.d2[begin + r];
+        if (old <= 0) continue;  // picked, or at a centre already
         const double norm = static_cast<double>(rows.squared_norm[r]);
         const double found = norm + static_cast<double>(best[static_cast<size_t>(r)]);
-        // most rows end here, before any square root
-        if (found >= old + share * (norm + largest_norm) + kTinySquare && largest_norm < kLargest && norm < kLargest) {
+        if (!(norm < kLargestNorm<T> && largest_norm < kLargestNorm<T>)) {
+          refiner.add(rows, r, begin + r, first_center, state);
           continue;
         }
+        if (found >= old + share * (norm + largest_norm) + kTinySquare) continue;  // most rows, before any square root
         const double reach = error_bound(share, norm, old, largest_norm);
-        if (found >= old + reach && reach < kLargest) continue;
+        if (found >= old + reach) continue;
         const double error = found < old ? error_bound(share, norm, std::max(found, 0.0) + reach, largest_norm) : reach;
         if (!(error <= allowed)) {
           refiner.add(rows, r, begin + r, first_center, state);
@@ -159,7 +167,7 @@ void lower_distances_cpu(Tensor rows, std::optional<Tensor> rows2, Tensor center
   check_vector(error, ScalarType::Float, pool.count, kOp, "error");
   if (nearest) check_vector(*nearest, ScalarType::Long, pool.count, kOp, "nearest");
   if (pool.count == 0 || block.count == 0) return;
-  const auto run = pool.wide ? lower<double> : lower<float>;
+  const auto run = pool.wide || block.wide ? lower<double> : lower<float>;
   run(pool, block, shift_of(shift, pool, kOp), metric, first_center, level,
       {d2.mutable_data_ptr<double>(), error.mutable_data_ptr<float>(),
        nearest ? nearest->mutable_data_ptr<int64_t>() : nullptr});

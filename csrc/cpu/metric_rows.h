@@ -118,7 +118,9 @@ class PackedTile {
     }
     for (int64_t r = 0; r < count; ++r) {
       const auto to = static_cast<size_t>(at + r);
-      if (rows_.factors == 2) squared_norm_[to] *= second_norm_[to];
+      if (rows_.factors == 2)
+        squared_norm_[to] = usable(0, at + r) && usable(1, at + r) ? squared_norm_[to] * second_norm_[to]
+                                                                   : std::numeric_limits<T>::quiet_NaN();
       if (metric_ == Metric::kCosine) scale_to_unit(begin + r, at + r);
     }
     return packed_;
@@ -136,6 +138,14 @@ class PackedTile {
   const PackedRows<T>& rows() const { return packed_; }
 
  private:
+  // Whether a factor's squared norm kept its digits: no under- or overflow hides behind the product of two.
+  bool usable(int f, int64_t r) const {
+    const T norm = (f == 0 ? squared_norm_ : second_norm_)[static_cast<size_t>(r)];
+    if (norm > std::numeric_limits<T>::min() * T(1e8) && norm < std::numeric_limits<T>::max() / T(1e8)) return true;
+    const T* row = packed_.factor[f] + r * packed_.stride[f];
+    return std::all_of(row, row + packed_.width[f], [](T x) { return x == 0; });
+  }
+
   // Scales row r to length one. A row of zeros stays one and counts as orthogonal to everything: its squared norm
   // of 1 makes its squared distance to any unit vector 2, a cosine distance of 1.
   void scale_to_unit(int64_t source_row, int64_t r) {
@@ -257,8 +267,8 @@ class PackedBlock {
   T largest_ = 0;
 };
 
-// The squared distance of two rows from float64 sums of their raw features: no shift, and for Euclidean and cosine
-// no subtraction of large numbers either.
+// The squared distance of two rows from float64 differences of their raw features: no shift, no large numbers
+// subtracted.
 inline double exact_distance(Metric metric, const PackedRows<double>& x, int64_t i, const PackedRows<double>& c,
                              int64_t j) {
   const auto& tile = distance_tile<double>();
@@ -267,8 +277,21 @@ inline double exact_distance(Metric metric, const PackedRows<double>& x, int64_t
   if (metric == Metric::kOuter) {
     const double* h = x.factor[1] + i * x.stride[1];
     const double* g = c.factor[1] + j * c.stride[1];
-    const double product = tile.dot(a, b, x.stride[0]) * tile.dot(h, g, x.stride[1]);
-    const double d = x.squared_norm[i] + c.squared_norm[j] - 2 * product;
+    // a ⊗ h - b ⊗ g = u ⊗ h + b ⊗ v with u = a - b, v = h - g
+    double uu = 0, ub = 0, bb = 0, vv = 0, vh = 0, hh = 0;
+    for (int64_t k = 0; k < x.width[0]; ++k) {
+      const double u = a[k] - b[k];
+      uu += u * u;
+      ub += u * b[k];
+      bb += b[k] * b[k];
+    }
+    for (int64_t k = 0; k < x.width[1]; ++k) {
+      const double v = h[k] - g[k];
+      vv += v * v;
+      vh += v * h[k];
+      hh += h[k] * h[k];
+    }
+    const double d = uu * hh + bb * vv + 2 * ub * vh;
     return d < 0 ? 0 : d;  // NaN stays NaN
   }
   if (metric == Metric::kCosine) {
@@ -299,6 +322,10 @@ double error_share(const Rows& rows) {
 inline double error_bound(double share, double norm, double d2, double largest_norm) {
   return share * (norm + std::min(largest_norm, norm + d2 + 2 * std::sqrt(norm * d2))) + kTinySquare;
 }
+
+// Norms up to this leave room for sums and products in T; rows or centres beyond it are measured in float64.
+template <typename T>
+constexpr double kLargestNorm = static_cast<double>(std::numeric_limits<T>::max()) / 8;
 
 // A distance computed in T is good enough where its error bound is below this share of the largest squared distance:
 // errors E <= 1e-5 * max d2 keep every pick's distance within 1e-5 of the best.

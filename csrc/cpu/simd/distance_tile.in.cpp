@@ -136,6 +136,29 @@ inline float widen(Half x) {
   return from_bits(bits | (static_cast<uint32_t>(x.bits & 0x8000u) << 16));
 }
 
+// Sums of 16 vectors in T, those in float64: like the products' sums, short.
+template <typename T>
+__attribute__((always_inline)) inline T squared_length(const T* x, int64_t count) {
+  constexpr int L = kLanes<T>;
+  double total = 0;
+  for (int64_t begin = 0; begin < count; begin += 16 * L) {
+    const int64_t end = begin + 16 * L < count ? begin + 16 * L : count;
+    typename Simd<T>::V even = {}, odd = {};
+    int64_t c = begin;
+    for (; c + 2 * L <= end; c += 2 * L) {
+      const auto a = load<T>(x + c), b = load<T>(x + c + L);
+      even += a * a;
+      odd += b * b;
+    }
+    if (c < end) {
+      const auto a = load<T>(x + c);
+      even += a * a;
+    }
+    total += static_cast<double>(fold<T, ALKERNELS_VECTOR_BYTES>(even + odd, [](auto a, auto b) { return a + b; }));
+  }
+  return static_cast<T>(total);
+}
+
 template <typename T, typename S>
 inline typename Simd<T>::V widen_vector(const S* x) {
   if constexpr (sizeof(S) == sizeof(T)) {
@@ -150,7 +173,6 @@ inline typename Simd<T>::V widen_vector(const S* x) {
 template <typename S, typename T>
 void pack_as(const RowSource& source, int64_t begin, int64_t count, int64_t ahead, const T* shift, T* out,
              int64_t stride, T* squared_norm) {
-  using V = typename Simd<T>::V;
   constexpr int L = kLanes<T>;
   const S* base = static_cast<const S*>(source.data) + begin * source.row_stride;
   const int64_t width = source.width;
@@ -160,35 +182,11 @@ void pack_as(const RowSource& source, int64_t begin, int64_t count, int64_t ahea
       const S* later = x + ahead * source.row_stride;
       for (int64_t c = 0; c < width; c += 64 / static_cast<int64_t>(sizeof(S))) __builtin_prefetch(later + c, 0, 2);
       T* o = out + r * stride;
-      const auto pack_vector = [&](int64_t c, V& sum) __attribute__((always_inline)) {
-        const V v = widen_vector<T>(x + c) - load<T>(shift + c);
-        store<T>(o + c, v);
-        sum += v * v;
-      };
-      const auto add = [](auto a, auto b) { return a + b; };
-      V even = {}, odd = {};
-      T norm = 0;
       int64_t c = 0;
-      for (; c + 2 * L <= width; c += 2 * L) {
-        pack_vector(c, even);
-        pack_vector(c + L, odd);
-        if ((c / (2 * L)) % 8 == 7) {  // short sums here too
-          norm += fold<T, ALKERNELS_VECTOR_BYTES>(even + odd, add);
-          even = odd = V{};
-        }
-      }
-      if (c + L <= width) {
-        pack_vector(c, even);
-        c += L;
-      }
-      if (c < stride) {
-        const int64_t tail = c;
-        for (; c < width; ++c) o[c] = static_cast<T>(widen(x[c])) - shift[c];
-        for (; c < stride; ++c) o[c] = T(0);
-        const V v = load<T>(o + tail);
-        odd += v * v;
-      }
-      squared_norm[r] = norm + fold<T, ALKERNELS_VECTOR_BYTES>(even + odd, add);
+      for (; c + L <= width; c += L) store<T>(o + c, widen_vector<T>(x + c) - load<T>(shift + c));
+      for (; c < width; ++c) o[c] = static_cast<T>(widen(x[c])) - shift[c];
+      for (; c < stride; ++c) o[c] = T(0);
+      squared_norm[r] = squared_length(o, stride);
     }
     return;
   }
@@ -205,7 +203,7 @@ void pack_as(const RowSource& source, int64_t begin, int64_t count, int64_t ahea
   }
   for (int64_t r = 0; r < count; ++r) {
     for (int64_t c = width; c < stride; ++c) out[r * stride + c] = T(0);
-    squared_norm[r] = pair<T, false>(out + r * stride, out + r * stride, stride);
+    squared_norm[r] = squared_length(out + r * stride, stride);
   }
 }
 
