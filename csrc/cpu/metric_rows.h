@@ -312,7 +312,7 @@ double error_share(const Rows& rows) {
   double multiples = 0;
   for (int f = 0; f < rows.factors; ++f) {
     const auto width = static_cast<double>(rows.factor[f].width);
-    multiples += 6 + std::min(width, 32.0) / 5 + std::min(width, 512.0) / 128 + width / 1024;
+    multiples += 6 + (width <= 64 ? width : 32.0) / 5 + std::min(width, 512.0) / 128 + width / 1024;
   }
   return multiples * static_cast<double>(std::numeric_limits<T>::epsilon()) / 2;
 }

@@ -20,7 +20,8 @@ constexpr int kRows = ALKERNELS_ROWS;
 constexpr int kVectors = ALKERNELS_VECTORS;
 
 // Inner products are summed in runs of kRun features, the runs in spans of kSpan, and the spans: shorter sums, less
-// rounding.
+// rounding. Rows of up to kNarrow features are one run, which keeps all sums in registers.
+constexpr int64_t kNarrow = 64;
 constexpr int64_t kRun = 32;
 constexpr int64_t kSpan = 512;
 
@@ -285,7 +286,9 @@ __attribute__((noinline)) void wide_products(const T* const (&row)[kRows], const
 template <typename T, int NV>
 __attribute__((always_inline)) inline void products(const T* const (&row)[kRows], const T* panel, int64_t width,
                                                     typename Simd<T>::V (&acc)[kRows][NV]) {
-  if (width > kSpan) {
+  if (width <= kNarrow) {
+    run_of_products<T, NV>(row, panel, 0, width, acc);
+  } else if (width > kSpan) {
     wide_products<T, NV>(row, panel, width, acc);
   } else {
     span_of_products<T, NV>(row, panel, 0, width, acc);
