@@ -166,6 +166,19 @@ def test_distances_and_nearest(metric, rng, device):
     assert isinstance(plain, alk.Selection) and len(plain) == 2
 
 
+@pytest.mark.parametrize("k", [0, 1, 20])
+def test_distances_after_a_fall(k, rng):
+    """Labelled rows in each of some far clusters: the distances left are 1e-12 of what the norms are."""
+    x = clusters(rng)
+    x, known = x[300:], x[:300]
+    out = alk.k_center_greedy(x, k, labeled=known, return_distances=True)
+    d2 = assert_farthest_first(x, out, labeled=known)
+    torch.testing.assert_close(out.distances, d2.sqrt(), rtol=1e-5, atol=1e-5 * float(d2.max().sqrt()))
+    centers = torch.cat([known, x[out.indices]]).double()
+    of_nearest = (x.double() - centers[out.nearest]).norm(dim=1)
+    torch.testing.assert_close(of_nearest, out.distances, rtol=1e-9, atol=0)
+
+
 def test_near_ties_of_labeled_rows_in_two_blocks(rng):
     """A row whose nearest labelled row is nearly tied with one of a later block, and then decides."""
     known = torch.randn(1025, 64, generator=rng)

@@ -132,6 +132,8 @@ class RunningDistances:
         out = torch.zeros_like(self.d2)
         if not self.centers:
             return out.fill_(torch.inf)
+        while self.settle(max(0.0, float(self.d2.max()))):  # the last block may have brought all distances far down
+            pass
         picks = torch.cat(self.picks) if self.picks else self.nearest[:0]
         labels = self.labeled.count if self.labeled is not None else 0
         dtypes = [s.dtype for s in self.pool.sources]
