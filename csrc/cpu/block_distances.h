@@ -40,7 +40,8 @@ class BlockDistances {
       const int64_t end = std::min(begin + kStep, count_);
       int changes = 0;
       for (int64_t i = begin; i < end; ++i) {
-        changes |= (d2[i] > 0) & !((static_cast<double>(row[i]) >= d2[i] + bound(i)) & known(i));
+        const int open = d2[i] > 0, far = static_cast<double>(row[i]) >= d2[i] + bound(i), sure = known(i);
+        changes |= open & (1 - (far & sure));
       }
       if (!changes) continue;
       for (int64_t i = begin; i < end; ++i) {

@@ -364,6 +364,7 @@ void minimum_of(const PackedRows<T>& rows, int64_t row_begin, int64_t row_end, c
           low[r] = closer ? d : low[r];
           where[r] = closer ? I{} + static_cast<Int>(first / L + v) : where[r];
         } else {
+          static_cast<void>(first);
           low[r] = d < low[r] ? d : low[r];
         }
       };
