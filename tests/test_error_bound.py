@@ -17,20 +17,20 @@ DATA = {
 }
 
 
-@pytest.mark.parametrize("d", [1, 2, 3, 17, 50, 384, 2048, 20000])
+@pytest.mark.parametrize("d", [1, 2, 3, 17, 50, 384, 2048, pytest.param(20000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("order", ["C", "F"])
 @pytest.mark.parametrize("metric", ["euclidean", "cosine", "outer"])
 @pytest.mark.parametrize("name", DATA)
 def test_distances_are_within_the_bound(name, metric, order, d):
     rng = torch.Generator().manual_seed(0)
-    n = 600 if d < 2000 else 120
+    n = 300 if d < 2000 else 100
     x = DATA[name](rng, n, d)
     y = DATA[name](rng, n, 5) if metric == "outer" else None
     shift = x.median(0).values.double() if metric == "euclidean" else None
     if order == "F":
         x = x.t().contiguous().t()
     code = {"euclidean": 0, "cosine": 1, "outer": 2}[metric]
-    for i in range(0, n, n // 10):
+    for i in range(0, n, n // 5):
         d2 = torch.full((n,), torch.inf, dtype=torch.float64)
         error = torch.zeros(n)
         center2 = None if y is None else y[i : i + 1]

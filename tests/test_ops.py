@@ -248,11 +248,11 @@ alk.kmeans_plusplus(torch.randn(500, 4), 20)
     ("n", "d", "k", "dtype"),
     [
         (1_000_000, 16, 100, "float32"),
-        (4_000_000, 1, 50, "float32"),
+        pytest.param(4_000_000, 1, 50, "float32", marks=pytest.mark.slow),
         (40_000, 768, 1000, "float32"),
-        (40_000, 768, 1000, "float16"),
-        (2000, 16_384, 600, "bfloat16"),
-        (40_000, 512, 500, "float64"),
+        pytest.param(40_000, 768, 1000, "float16", marks=pytest.mark.slow),
+        pytest.param(2000, 16_384, 600, "bfloat16", marks=pytest.mark.slow),
+        pytest.param(40_000, 512, 500, "float64", marks=pytest.mark.slow),
     ],
 )
 @pytest.mark.parametrize("function", ["k_center_greedy", "kmeans_plusplus"])
