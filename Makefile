@@ -33,9 +33,9 @@ bench: .setup-bench
 # No build isolation: torch is installed once, and the extension is compiled against that one.
 .setup-%: FORCE
 	@if [ -z "$(PYTHON)" ] && [ ! -x "$(PY)" ]; then python3 -m venv "$(VENV)"; fi
-	@$(PY) -c 'import torch' 2>/dev/null || $(PIP) install -q '$(TORCH)'
-	$(PIP) install -q 'setuptools>=77' 'cmake>=3.22' ninja 'pybind11>=3.0' numpy
-	$(PIP) install -q --no-build-isolation -e '.[$*]'
+	@$(PY) -c 'import torch' 2>/dev/null || $(PIP) install -q --no-compile '$(TORCH)'
+	$(PIP) install -q --no-compile 'setuptools>=77' 'cmake>=3.22' ninja 'pybind11>=3.0' numpy
+	$(PIP) install -q --no-compile --no-build-isolation -e '.[$*]'
 
 FORCE:
 
