@@ -46,8 +46,6 @@ class RunningDistances:
         All errors are at most 1e-5 of it.
     passes : int
         How often the pool was walked.
-    operations : float
-        Multiplications and additions of the distance products so far.
     """
 
     def __init__(self, pool: Pool, metric: str, track: bool) -> None:
@@ -70,7 +68,6 @@ class RunningDistances:
         self.picks: list[torch.Tensor] = []
         self.centers = 0
         self.passes = 0
-        self.operations = 0.0
 
     def candidates(self, block: int) -> int:
         """How many candidates the next block of picks should play out among, the last one having made `block` picks.
@@ -179,7 +176,6 @@ class RunningDistances:
             )
         self.centers += len(centers[0])
         self.passes += 1
-        self.operations += operations * self.pool.count
 
     def _lower_tile(
         self,
