@@ -4,6 +4,9 @@ from alkernels import reference
 from alkernels._inputs import CoverSelection, Selection
 from alkernels._load import build_info, has_cuda_kernels
 from alkernels._load import version as __version__
+from alkernels.ops.bald import bald, epig
+from alkernels.ops.batchbald import batchbald
+from alkernels.ops.joint_entropy import joint_entropy
 from alkernels.ops.k_center_greedy import k_center_greedy
 from alkernels.ops.kmeans_plusplus import kmeans_plusplus
 
@@ -11,8 +14,12 @@ __all__ = [
     "CoverSelection",
     "Selection",
     "__version__",
+    "bald",
+    "batchbald",
     "build_info",
+    "epig",
     "has_cuda_kernels",
+    "joint_entropy",
     "k_center_greedy",
     "kmeans_plusplus",
     "reference",

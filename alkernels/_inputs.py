@@ -108,7 +108,7 @@ class _ArraySource:
         if self.map is None:
             return self._tensor(self.array[index])
         # Each row of a map may bring a large piece of the file with it: a few at a time, in the file's order.
-        out = np.empty((len(index), self.shape[1]), dtype=self.native)
+        out = np.empty((len(index), *self.shape[1:]), dtype=self.native)
         for some in np.array_split(np.argsort(index), -(-len(index) // 16) or 1):
             out[some] = self.array[index[some]]
             if len(some):
@@ -128,7 +128,10 @@ class _ArraySource:
             self.map.madvise(mmap.MADV_DONTNEED, start, stop - start)
 
 
-def _source(array: Any, name: str) -> _TensorSource | _ArraySource:
+_SHAPES = {2: "two-dimensional [rows, columns]", 3: "three-dimensional [N, K, C]"}
+
+
+def _source(array: Any, name: str, dims: int) -> _TensorSource | _ArraySource:
     if isinstance(array, torch.Tensor):
         source: _TensorSource | _ArraySource = _TensorSource(array, name)
         if array.dtype not in DTYPES:
@@ -139,10 +142,11 @@ def _source(array: Any, name: str) -> _TensorSource | _ArraySource:
         raise TypeError(
             f"{name} must be a torch.Tensor or a numpy.ndarray of dtype {_WELCOME}, got {type(array).__name__}"
         )
-    if len(source.shape) != 2:
-        raise ValueError(f"{name} must be two-dimensional [rows, columns], got shape {tuple(source.shape)}")
-    if source.shape[1] == 0:
-        raise ValueError(f"{name} must have at least one column, got shape {tuple(source.shape)}")
+    if len(source.shape) != dims:
+        raise ValueError(f"{name} must be {_SHAPES[dims]}, got shape {tuple(source.shape)}")
+    if 0 in source.shape[1:]:
+        what = "one column" if dims == 2 else "one draw and one class"
+        raise ValueError(f"{name} must have at least {what}, got shape {tuple(source.shape)}")
     return source
 
 
@@ -154,14 +158,16 @@ class Pool:
     rows : array or pair of arrays
     name : str
         The argument's name, for errors.
+    dims : int, default 2
+        The arrays' dimensions: 3 for rows that are matrices (draws by classes).
     """
 
-    def __init__(self, rows: RowsLike, name: str) -> None:
+    def __init__(self, rows: RowsLike, name: str, dims: int = 2) -> None:
         if isinstance(rows, (tuple, list)) and len(rows) == 2 and not np.isscalar(rows[0]):
-            self.sources = [_source(rows[0], f"{name}[0]"), _source(rows[1], f"{name}[1]")]
+            self.sources = [_source(rows[0], f"{name}[0]", dims), _source(rows[1], f"{name}[1]", dims)]
             self.numpy = all(isinstance(r, np.ndarray) for r in rows)
         else:
-            self.sources = [_source(rows, name)]
+            self.sources = [_source(rows, name, dims)]
             self.numpy = isinstance(rows, np.ndarray)
         self.name = name
         lengths = [s.shape[0] for s in self.sources]
@@ -173,7 +179,7 @@ class Pool:
                 f"the two factors of {name} must be on one device, got {' and '.join(sorted(map(str, devices)))}"
             )
         self.count = int(lengths[0])
-        self.widths = [int(s.shape[1]) for s in self.sources]
+        self.widths = [int(np.prod(s.shape[1:])) for s in self.sources]
         self.device = self.sources[0].device
         self.mapped = any(isinstance(s, _ArraySource) and s.map is not None for s in self.sources)
 

@@ -112,3 +112,51 @@ def kmeans_plusplus(
         d2[pick] = -1
     scores = torch.stack(squared) if squared else d2.new_empty(0)
     return Selection(torch.tensor(picks, dtype=torch.int64, device=d2.device), scores)
+
+
+def _entropies(configurations: torch.Tensor, probs: torch.Tensor) -> torch.Tensor:
+    """``-Σ_m Σ_c Q log Q`` with ``Q[m, n, c] = configurations[m] · probs[n, :, c]``: one product a chunk of candidates."""
+    m, (_, k, c) = len(configurations), probs.shape
+    tiny = torch.finfo(probs.dtype).tiny  # 0 log 0 = 0, by a logarithm that vectorises (torch.xlogy's does not)
+    chunks = []
+    for some in probs.split(max(1, 4_000_000 // (m * c))):
+        q = configurations @ some.transpose(0, 1).reshape(k, -1)
+        chunks.append(-q.clamp(min=tiny).log_().mul_(q).sum(0, dtype=torch.float64).view(-1, c).sum(1))
+    return torch.cat(chunks) if chunks else probs.new_empty(0, dtype=torch.float64)
+
+
+def joint_entropy(probs: torch.Tensor, chosen: torch.Tensor | None = None) -> torch.Tensor:
+    """Entropies of all label configurations, enumerated. See :func:`alkernels.joint_entropy`."""
+    configurations = probs.new_full((1, probs.shape[1]), 1 / probs.shape[1])
+    for point in () if chosen is None else chosen:
+        configurations = (configurations[:, None, :] * point.t()).flatten(0, 1)
+    return _entropies(configurations, probs)
+
+
+def bald(probs: torch.Tensor) -> torch.Tensor:
+    """``H((1/K) Σ_k p_k) - (1/K) Σ_k H(p_k)``. See :func:`alkernels.bald`."""
+    mean = probs.mean(1)
+    return torch.special.entr(mean).sum(1) - torch.special.entr(probs).sum(2).mean(1)
+
+
+def epig(probs: torch.Tensor, target_probs: torch.Tensor) -> torch.Tensor:
+    """``H(y) + E[H(y*)] - E[H(y, y*)]``, one target at a time. See :func:`alkernels.epig`."""
+    entropy = torch.special.entr(probs.mean(1)).sum(1)
+    of_targets = torch.special.entr(target_probs.mean(1)).sum(1).mean()
+    joint = torch.stack([_entropies(t.t() / probs.shape[1], probs) for t in target_probs]).mean(0)
+    return entropy + of_targets - joint
+
+
+def batchbald(probs: torch.Tensor, batch_size: int) -> Selection:
+    """Every candidate scored at every step, configurations enumerated. See :func:`alkernels.batchbald`."""
+    noise = torch.special.entr(probs).sum(2, dtype=torch.float64).mean(1)
+    configurations = probs.new_full((1, probs.shape[1]), 1 / probs.shape[1])
+    picks: list[int] = []
+    totals = [0.0]
+    for _ in range(batch_size):
+        total = _entropies(configurations, probs) - noise - noise[picks].sum()
+        total[picks] = -torch.inf
+        picks.append(int(total.argmax()))
+        totals.append(float(total[picks[-1]]))
+        configurations = (configurations[:, None, :] * probs[picks[-1]].t()).flatten(0, 1)
+    return Selection(torch.tensor(picks, dtype=torch.int64), torch.tensor(totals, dtype=torch.float64).diff())

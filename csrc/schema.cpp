@@ -15,7 +15,23 @@ STABLE_TORCH_LIBRARY(alkernels, m) {
       "kmeans_plusplus(Tensor features, Tensor? features2, int k, *, Tensor? labeled=None, Tensor? labeled2=None, "
       "int start=-1, int seed=0) -> (Tensor indices, Tensor scores, Tensor distances, Tensor nearest)");
 
+  // Entropy of each row's label together with those of chosen points, under K posterior draws [N, K, C].
+  m.def(
+      "joint_entropy(Tensor probs, Tensor? chosen=None, *, bool log_input=False, int max_configurations=40000, "
+      "int num_samples=40000, int seed=0) -> Tensor");
+  // Rows whose labels together say the most about the draws.
+  m.def(
+      "batchbald(Tensor probs, int batch_size, *, bool log_input=False, int max_configurations=40000, "
+      "int num_samples=40000, int seed=0) -> (Tensor indices, Tensor scores)");
+  // Mutual information of each row's label with the draws; with the labels of target points, averaged over them.
+  m.def("bald(Tensor probs, *, bool log_input=False) -> Tensor");
+  m.def("epig(Tensor probs, Tensor target_probs, *, bool log_input=False) -> Tensor");
+
   // ---- steps ----
+
+  // out[n] = -sum_m mass[m] sum_c q log q with q = weights[m] . probs[n, :, c]; products in float64 where `wide`, else
+  // in float32, sums in float64.
+  m.def("conditional_entropy(Tensor probs, Tensor weights, Tensor mass, bool wide) -> Tensor");
 
   // d2[i] = min(d2[i], squared distance to each centre); error[i] bounds its error, at most 1e-5 level;
   // nearest[i] = first_center + the centre that lowered it.

@@ -31,7 +31,7 @@ std::tuple<Tensor, Tensor> top_candidates_cpu(Tensor d2, int64_t m) {
   parallel_tasks((n + kChunk - 1) / kChunk, [&](const auto& next) {
     std::vector<Candidate> mine;
     mine.reserve(static_cast<size_t>(2 * m));
-    double floor = -std::numeric_limits<double>::infinity();  // nothing below it can be among the best m
+    double floor = std::numeric_limits<double>::quiet_NaN();  // nothing below it can be among the best m; none yet
     for (int64_t task; (task = next()) >= 0;) {
       for (int64_t i = task * kChunk; i < std::min(n, (task + 1) * kChunk); ++i) {
         if (value[i] <= floor) continue;  // a tie: this thread has seen m with lower indices

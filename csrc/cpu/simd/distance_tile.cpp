@@ -3,6 +3,8 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "row_sums.h"
+
 namespace alkernels {
 namespace {
 
@@ -45,22 +47,31 @@ const char* cpu_capability() {
   }
 }
 
+#ifdef ALKERNELS_X86
+#define ALKERNELS_CHOOSE(what) \
+  capability() == Capability::kAvx512 ? avx512::what : capability() == Capability::kAvx2 ? avx2::what : portable::what
+#else
+#define ALKERNELS_CHOOSE(what) portable::what
+#endif
+
 template <>
 const DistanceTile<float>& distance_tile<float>() {
-#ifdef ALKERNELS_X86
-  if (capability() == Capability::kAvx512) return avx512::tile_f32;
-  if (capability() == Capability::kAvx2) return avx2::tile_f32;
-#endif
-  return portable::tile_f32;
+  return ALKERNELS_CHOOSE(tile_f32);
 }
 
 template <>
 const DistanceTile<double>& distance_tile<double>() {
-#ifdef ALKERNELS_X86
-  if (capability() == Capability::kAvx512) return avx512::tile_f64;
-  if (capability() == Capability::kAvx2) return avx2::tile_f64;
-#endif
-  return portable::tile_f64;
+  return ALKERNELS_CHOOSE(tile_f64);
+}
+
+template <>
+const RowSums<float>& row_sums<float>() {
+  return ALKERNELS_CHOOSE(sums_f32);
+}
+
+template <>
+const RowSums<double>& row_sums<double>() {
+  return ALKERNELS_CHOOSE(sums_f64);
 }
 
 }  // namespace alkernels
