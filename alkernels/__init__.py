@@ -1,23 +1,26 @@
 """Exact data-selection kernels for PyTorch: the picks of the classic greedy rules in a few passes over the pool."""
 
 from alkernels import reference
-from alkernels._inputs import CoverSelection, Selection
+from alkernels._inputs import CoverageSelection, CoverSelection, Selection
 from alkernels._load import build_info, has_cuda_kernels
 from alkernels._load import version as __version__
 from alkernels.ops.bald import bald, epig
 from alkernels.ops.batchbald import batchbald
+from alkernels.ops.greedy_coverage import greedy_coverage
 from alkernels.ops.joint_entropy import joint_entropy
 from alkernels.ops.k_center_greedy import k_center_greedy
 from alkernels.ops.kmeans_plusplus import kmeans_plusplus
 
 __all__ = [
     "CoverSelection",
+    "CoverageSelection",
     "Selection",
     "__version__",
     "bald",
     "batchbald",
     "build_info",
     "epig",
+    "greedy_coverage",
     "has_cuda_kernels",
     "joint_entropy",
     "k_center_greedy",

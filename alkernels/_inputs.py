@@ -55,6 +55,22 @@ class CoverSelection(NamedTuple):
     nearest: Any
 
 
+class CoverageSelection(NamedTuple):
+    """A :class:`Selection` with the coverage it leaves behind.
+
+    Attributes
+    ----------
+    indices, scores
+        As in :class:`Selection`.
+    covered : Tensor or ndarray of shape (N,), float64
+        Each row's similarity to the row that covers it best.
+    """
+
+    indices: Any
+    scores: Any
+    covered: Any
+
+
 class _TensorSource:
     """A tensor, sliced without copies."""
 
@@ -197,8 +213,9 @@ class Pool:
             for source in self.sources:
                 source.release(begin, end)
 
-    def check_finite(self) -> None:
-        """Raises a ValueError that names the first NaN or infinity, if there is one."""
+    def check_finite(self) -> float:
+        """Raises a ValueError that names the first NaN or infinity, if there is one; returns the largest magnitude."""
+        largest = 0.0
         for begin, _, factors in self.tiles(max(1, (1 << 20) // sum(self.widths))):
             for f, factor in enumerate(factors):
                 bad = ~torch.isfinite(factor)
@@ -208,6 +225,8 @@ class Pool:
                     raise ValueError(
                         f"{name} must be finite, got {factor[row, column].item()} in row {begin + row}, column {column}"
                     )
+                largest = max(largest, float(factor.abs().max())) if factor.numel() else largest
+        return largest
 
     def out(self, tensor: torch.Tensor) -> Array:
         """A result as the caller's kind of array."""
@@ -245,6 +264,50 @@ def check_k(k: Any, pool: Pool) -> int:
     if not 0 <= k <= pool.count:
         raise ValueError(f"k must be between 0 and {pool.count} (rows of {pool.name}), got {k}")
     return k
+
+
+def check_vector(values: Any, name: str, pool: Pool) -> torch.Tensor:
+    """A finite number for each row of `pool`, as float64 on its device; never the caller's own memory."""
+    vector = torch.as_tensor(values).detach()
+    if vector.is_complex() or vector.dtype == torch.bool:
+        raise TypeError(f"{name} must hold real numbers, got dtype {vector.dtype}")
+    if vector.shape != (pool.count,):
+        raise ValueError(
+            f"{name} must have one element a row of {pool.name}, shape ({pool.count},), got {tuple(vector.shape)}"
+        )
+    vector = vector.to(pool.device, torch.float64, copy=True)
+    if not torch.isfinite(vector).all():
+        row = int((~torch.isfinite(vector)).nonzero()[0])
+        raise ValueError(f"{name} must be finite, got {vector[row].item()} in row {row}")
+    return vector
+
+
+def check_rows(rows: Any, name: str, pool: Pool) -> torch.Tensor:
+    """A mask or distinct row numbers of `pool`, as row numbers."""
+    index = torch.as_tensor(rows).detach().to(pool.device)
+    if index.dtype == torch.bool:
+        if index.shape != (pool.count,):
+            raise ValueError(
+                f"{name} must be a mask of shape ({pool.count},) or row numbers, got a mask of shape "
+                f"{tuple(index.shape)}"
+            )
+        return index.nonzero().flatten()
+    if index.numel() == 0:
+        return torch.empty(0, dtype=torch.int64, device=pool.device)
+    if index.is_floating_point() or index.is_complex() or index.dim() != 1:
+        raise TypeError(
+            f"{name} must be a mask or a vector of row numbers, got {index.dim()} dimensions of dtype {index.dtype}"
+        )
+    index = index.long()
+    outside = (index < 0) | (index >= pool.count)
+    if outside.any():
+        raise ValueError(
+            f"{name} must be rows of {pool.name}, between 0 and {pool.count - 1}, got {int(index[outside][0])}"
+        )
+    values, counts = index.unique(return_counts=True)
+    if len(values) < len(index):
+        raise ValueError(f"{name} must name each row once, got row {int(values[counts > 1][0])} more than once")
+    return values
 
 
 def check_start(start: Any, pool: Pool) -> int | None:

@@ -115,7 +115,7 @@ def kmeans_plusplus(
 
 
 def _entropies(configurations: torch.Tensor, probs: torch.Tensor) -> torch.Tensor:
-    """``-Σ_m Σ_c Q log Q`` with ``Q[m, n, c] = configurations[m] · probs[n, :, c]``: one product a chunk of candidates."""
+    """``-Σ_m Σ_c Q log Q`` with ``Q[m, n, c] = configurations[m] · probs[n, :, c]``: one product a chunk."""
     m, (_, k, c) = len(configurations), probs.shape
     tiny = torch.finfo(probs.dtype).tiny  # 0 log 0 = 0, by a logarithm that vectorises (torch.xlogy's does not)
     chunks = []
@@ -160,3 +160,45 @@ def batchbald(probs: torch.Tensor, batch_size: int) -> Selection:
         totals.append(float(total[picks[-1]]))
         configurations = (configurations[:, None, :] * probs[picks[-1]].t()).flatten(0, 1)
     return Selection(torch.tensor(picks, dtype=torch.int64), torch.tensor(totals, dtype=torch.float64).diff())
+
+
+def _similarity(x: torch.Tensor, y: torch.Tensor, kernel: str, bandwidth: float) -> torch.Tensor:
+    if kernel == "cosine":
+        return x @ y.t()
+    d2 = ((x * x).sum(1)[:, None] + (y * y).sum(1) - 2 * (x @ y.t())).clamp_(min=0)
+    return (d2 < bandwidth**2).to(x.dtype) if kernel == "tophat" else (d2 / -(bandwidth**2)).exp_()
+
+
+def greedy_coverage(
+    features: torch.Tensor,
+    k: int,
+    *,
+    candidates: torch.Tensor | None = None,
+    weights: torch.Tensor | None = None,
+    covered: torch.Tensor | None = None,
+    kernel: str = "cosine",
+    bandwidth: float = 1.0,
+) -> Selection:
+    """Every candidate's gain at every pick, similarities a chunk at a time. See :func:`alkernels.greedy_coverage`."""
+    (x,) = _Metric._prepare(features, "cosine" if kernel == "cosine" else "euclidean")
+    n = len(x)
+    rows = torch.arange(n) if candidates is None else candidates
+    worth = x.new_ones(n) if weights is None else weights.to(x.dtype)
+    level = x.new_zeros(n) if covered is None else covered.to(x.dtype).clone()
+    open_ = torch.ones(len(rows), dtype=torch.bool)
+    picks: list[int] = []
+    gains = []
+    for _ in range(k):
+        gain = torch.cat(
+            [
+                _similarity(x[some], x, kernel, bandwidth).sub_(level).clamp_(min=0) @ worth
+                for some in rows.split(max(1, 8_000_000 // n))
+            ]
+        )
+        gain[~open_] = -1
+        best = int(gain.argmax())
+        open_[best] = False
+        picks.append(int(rows[best]))
+        gains.append(gain[best])
+        level = torch.maximum(level, _similarity(x[picks[-1] :][:1], x, kernel, bandwidth)[0])
+    return Selection(torch.tensor(picks, dtype=torch.int64), torch.stack(gains) if gains else x.new_empty(0))

@@ -27,12 +27,27 @@ STABLE_TORCH_LIBRARY(alkernels, m) {
   m.def("bald(Tensor probs, *, bool log_input=False) -> Tensor");
   m.def("epig(Tensor probs, Tensor target_probs, *, bool log_input=False) -> Tensor");
 
+  // k rows that together cover the pool best: similarity 'cosine', 'rbf' or 'tophat'. covered: what each row starts at.
+  m.def(
+      "greedy_coverage(Tensor features, int k, *, Tensor? candidates=None, Tensor? weights=None, Tensor? labeled=None, "
+      "Tensor? covered=None, str kernel='cosine', float bandwidth=1.0) "
+      "-> (Tensor indices, Tensor scores, Tensor covered)");
+
   // ---- steps ----
 
   // out[n] = -sum_m mass[m] sum_c q log q with q = weights[m] . probs[n, :, c]; products in float64 where `wide`, else
   // in float32, sums in float64.
   m.def("conditional_entropy(Tensor probs, Tensor weights, Tensor mass, bool wide) -> Tensor");
 
+  // gains[j] = sum_i weights[i] max(0, s(row i, candidate j) - covered[i]), in float64; without `exact` upper bounds of
+  // them, in float32.
+  m.def(
+      "coverage_gains(Tensor rows, Tensor weights, Tensor covered, Tensor candidates, Tensor? shift, int similarity, "
+      "float bandwidth, bool exact) -> Tensor");
+  // covered[i] = max(covered[i], s(row i, each center)), in float64.
+  m.def(
+      "raise_covered(Tensor rows, Tensor centers, Tensor? shift, int similarity, float bandwidth, Tensor(a!) covered) "
+      "-> ()");
   // d2[i] = min(d2[i], squared distance to each centre); error[i] bounds its error, at most 1e-5 level;
   // nearest[i] = first_center + the centre that lowered it.
   m.def(

@@ -122,9 +122,7 @@ def epig(probs: Array, target_probs: Array, *, log_input: bool = False) -> Array
         return torch.ops.alkernels.epig(probs, target_probs, log_input=log_input)
     draws, targets = check_draws(probs, "probs", log_input), check_draws(target_probs, "target_probs", log_input)
     if targets.shape[1] != draws.shape[1]:
-        raise ValueError(
-            f"target_probs must have as many draws as probs, got {targets.shape[1]} and {draws.shape[1]}"
-        )
+        raise ValueError(f"target_probs must have as many draws as probs, got {targets.shape[1]} and {draws.shape[1]}")
     if targets.count == 0:
         raise ValueError("target_probs must have at least one row, got none")
     if targets.device != draws.device:

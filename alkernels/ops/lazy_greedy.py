@@ -13,7 +13,7 @@ _LARGEST_BLOCK = 4096  # ... and of the largest
 
 
 class LazyGreedy:
-    """Picks the row of the largest gain, again and again, where no row's gain ever rises.
+    """Picks the row of the largest gain, again and again, where no row's gain ever rises or falls below 0.
 
     A gain from an earlier step is an upper bound now, so rows are evaluated from the highest bound down until no bound
     is left that could beat the best. Rows that come up are first bounded again by `estimate`, which is cheap and may
@@ -53,9 +53,11 @@ class LazyGreedy:
     def best(self) -> tuple[int, float]:
         """The row with the largest gain, ties to the lowest index, and its gain. Needs one row that may be picked."""
         bounds = self.bounds
-        ceiling = bounds + self.margin  # of the rows not evaluated yet at this step; -inf behind
+        # Of the rows not evaluated yet at this step; -inf behind. A gain of 0 stays 0, and needs no evaluation.
+        spent = (bounds == 0).nonzero().flatten()
+        ceiling = (bounds + self.margin).index_fill_(0, spent, -torch.inf)
         estimated = torch.full_like(ceiling, self.estimate is None, dtype=torch.bool)
-        gain, pick = -torch.inf, -1
+        gain, pick = (0.0, int(spent[0])) if len(spent) else (-torch.inf, -1)
         block, before = self._block, self.evaluations
         some = block if self.estimate is None else _BLOCK // 4
         while True:

@@ -56,13 +56,7 @@ class RunningDistances:
         self.error = torch.zeros(n, dtype=torch.float32, device=device)
         self.nearest = torch.full((n,), -1, dtype=torch.int64, device=device) if track else None
         self.level = torch.inf
-        # Distances do not change when all rows are shifted, and lose fewer digits near the origin. The lower median is
-        # a value of the data: integers stay integers, and a far outlier does not drag it along.
-        self.shift = None
-        if metric == "euclidean":
-            count = min(_SAMPLE, n, max(3, _BLOCK_NUMBERS // pool.widths[0]))
-            sample = pool.gather(torch.arange(count, device=device) * n // count)[0]
-            self.shift = sample.double().median(dim=0).values
+        self.shift = middle(pool) if metric == "euclidean" else None
         self.largest_block = max(8, min(1024, _BLOCK_NUMBERS // sum(pool.widths)))
         self.labeled: Pool | None = None
         self.picks: list[torch.Tensor] = []
@@ -190,6 +184,16 @@ class RunningDistances:
         torch.ops.alkernels.lower_distances(
             *pair(tile), *pair(centers), self.shift, self.metric, first_center, level, d2, error, nearest
         )
+
+
+def middle(pool: Pool) -> torch.Tensor:
+    """A point amid the rows, float64, to shift them by: distances stay, and lose fewer digits near the origin.
+
+    The lower median of a sample is a value of the data: integers stay integers, and a far outlier does not drag it.
+    """
+    count = min(_SAMPLE, pool.count, max(3, _BLOCK_NUMBERS // pool.widths[0]))
+    sample = pool.gather(torch.arange(count, device=pool.device) * pool.count // count)[0]
+    return sample.double().median(dim=0).values
 
 
 def pair(factors: Factors) -> tuple[torch.Tensor, torch.Tensor | None]:

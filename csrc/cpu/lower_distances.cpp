@@ -15,9 +15,6 @@
 namespace alkernels {
 namespace {
 
-constexpr int64_t kTileBytes = 128 << 10;   // packed rows of one tile: a share of L2
-constexpr int64_t kGroupBytes = 256 << 10;  // packed centres that one tile is swept with at a time: likewise
-constexpr int64_t kMaxTileRows = 256;
 constexpr int64_t kTilesATask = 8;  // neighbours, so that packing one can ask for the next
 
 struct State {
@@ -102,9 +99,8 @@ void lower(const Rows& pool, const Rows& block_rows, const double* shift, Metric
   const PackedBlock<T> block(block_rows, metric, shift);
   const PackedCenters<T>& centers = block.centers();
 
-  const int64_t row_bytes = pool.width() * static_cast<int64_t>(sizeof(T));
-  const int64_t tile_rows = std::clamp(kTileBytes / row_bytes, simd.rows, kMaxTileRows) / simd.rows * simd.rows;
-  const int64_t group = std::max<int64_t>(kGroupBytes / row_bytes / simd.panel, 1) * simd.panel;
+  const Blocking by = blocking<T>(pool);
+  const int64_t tile_rows = by.tile_rows, group = by.group;
   const int64_t tiles = (pool.count + tile_rows - 1) / tile_rows;
   const int64_t task_rows = std::clamp<int64_t>(tiles / 32, 1, kTilesATask) * tile_rows;
 

@@ -179,6 +179,21 @@ class PackedTile {
   PackedRows<T> packed_;
 };
 
+// How a pass over rows is blocked: a tile of packed rows is swept with a group of packed columns, each a share of L2.
+struct Blocking {
+  int64_t tile_rows;  // a multiple of the register tile's rows
+  int64_t group;      // a multiple of its panel
+};
+
+template <typename T>
+Blocking blocking(const Rows& rows) {
+  constexpr int64_t kTileBytes = 128 << 10, kGroupBytes = 256 << 10, kMaxTileRows = 256;
+  const auto& simd = distance_tile<T>();
+  const int64_t row_bytes = rows.width() * static_cast<int64_t>(sizeof(T));
+  return {std::clamp(kTileBytes / row_bytes, simd.rows, kMaxTileRows) / simd.rows * simd.rows,
+          std::max<int64_t>(kGroupBytes / row_bytes / simd.panel, 1) * simd.panel};
+}
+
 // Runs worker(next) on torch's threads; each call of next() hands out one of [0, tasks), or -1 at the end.
 template <typename Worker>
 void parallel_tasks(int64_t tasks, const Worker& worker) {

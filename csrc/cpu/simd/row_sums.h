@@ -1,4 +1,5 @@
-// Sums over rows of a function of the register tile's products: what BatchBALD's entropies and a coverage's gains are.
+// Sums over rows of a function of the register tile's products: what BatchBALD's entropies and a
+// coverage's gains are made of.
 //
 //     sums[j] += sum_r f_r(<row r, column j>)
 //
@@ -12,11 +13,30 @@
 
 namespace alkernels {
 
+enum class Similarity : int64_t { kCosine = 0, kRbf = 1, kTophat = 2 };
+
+// A similarity as a function of the squared distance d2 (cosine: of rows of length one, a row of zeros at d2 = 2 from
+// all). Exact with factor 1 and slack 0; chosen a little larger, it bounds the similarity from above.
+template <typename T>
+struct SimilarityOf {
+  Similarity kind;
+  T range;   // rbf: 1 / h^2; tophat: h^2
+  T factor;  // the result is (what the definition says) * factor + slack
+  T slack;
+};
+
 template <typename T>
 struct RowSums {
   // f_r(q) = -mass[r] * q log q, and 0 at q = 0. Columns [begin, end); begin is a multiple of the tile's panel.
   void (*entropy)(const PackedRows<T>& rows, int64_t row_begin, int64_t row_end, const T* mass,
                   const PackedCenters<T>& columns, int64_t begin, int64_t end, double* sums);
+  // f_r(product) = weight[r] * max(0, s(r, j) - covered[r])
+  void (*coverage)(const PackedRows<T>& rows, int64_t row_begin, int64_t row_end, const T* weight, const T* covered,
+                   const SimilarityOf<T>& similarity, const PackedCenters<T>& columns, int64_t begin, int64_t end,
+                   double* sums);
+  // d2[i] becomes the similarity, in place: the same bits that a coverage's gains are made of. count is a multiple of
+  // the tile's lanes.
+  void (*similarities)(const SimilarityOf<T>& similarity, int64_t count, T* d2);
 };
 
 template <typename T>

@@ -7,20 +7,23 @@ namespace alkernels {
 namespace ALKERNELS_ISA {
 namespace {
 
-// ---- logarithm ----
+// ---- logarithm and exponential ----
 
 template <typename T>
 struct Bits;
 template <>
 struct Bits<float> {
   static constexpr uint32_t kRootHalf = 0x3f3504f3u, kBias = 127, kMagic = 0x4b000000u;
-  static constexpr int kMantissa = 23, kTerms = 5;
+  static constexpr int kMantissa = 23, kTerms = 5, kDegree = 7;
+  static constexpr float kRound = 0x1.8p23f, kLowest = -87.0f, kLn2High = 0x1.63p-1f, kLn2Low = -0x1.bd0106p-13f;
   typedef uint32_t U __attribute__((vector_size(ALKERNELS_VECTOR_BYTES)));
 };
 template <>
 struct Bits<double> {
   static constexpr uint64_t kRootHalf = 0x3fe6a09e667f3bcdu, kBias = 1023, kMagic = 0x4330000000000000u;
-  static constexpr int kMantissa = 52, kTerms = 11;
+  static constexpr int kMantissa = 52, kTerms = 11, kDegree = 13;
+  static constexpr double kRound = 0x1.8p52, kLowest = -708.0, kLn2High = 0x1.62e42fee00000p-1,
+                          kLn2Low = 0x1.a39ef35793c76p-33;
   typedef uint64_t U __attribute__((vector_size(ALKERNELS_VECTOR_BYTES)));
 };
 
@@ -45,6 +48,30 @@ __attribute__((always_inline)) inline typename Simd<T>::V log_of(typename Simd<T
 #pragma GCC unroll 16
   for (int i = B::kTerms - 2; i > 0; --i) series = series * t + T(1) / (2 * i + 1);
   return e * T(0.693147180559945309417) + (T(2) * s + T(2) * s * t * series);
+}
+
+constexpr double one_over_factorial(int n) { return n < 2 ? 1.0 : one_over_factorial(n - 1) / n; }
+
+// exp x for x <= 0, to a few units in the last place; 0 below the logarithm of the smallest normal number.
+// x = n log 2 + r with |r| <= log(2) / 2, and exp r by its Taylor series.
+template <typename T>
+__attribute__((always_inline)) inline typename Simd<T>::V exp_of(typename Simd<T>::V x) {
+  using V = typename Simd<T>::V;
+  using B = Bits<T>;
+  using U = typename B::U;
+  const V low = V{} + B::kLowest, safe = x > low ? x : low;
+  const V shifted = safe * T(1.44269504088896340736) + B::kRound;  // its last bits are n
+  const V n = shifted - B::kRound;
+  const V r = (safe - n * B::kLn2High) - n * B::kLn2Low;
+  V series = V{} + static_cast<T>(one_over_factorial(B::kDegree));
+#pragma GCC unroll 16
+  for (int i = B::kDegree - 1; i >= 0; --i) series = series * r + static_cast<T>(one_over_factorial(i));
+  U bits;
+  __builtin_memcpy(&bits, &shifted, sizeof(bits));
+  bits = (bits + B::kBias) << B::kMantissa;  // the magic number's own last bits are zeros
+  V scale;
+  __builtin_memcpy(&scale, &bits, sizeof(scale));
+  return x > low ? series * scale : V{};
 }
 
 // ---- sums ----
@@ -107,10 +134,71 @@ void entropy(const PackedRows<T>& rows, int64_t row_begin, int64_t row_end, cons
                [](int64_t, int64_t, V q) __attribute__((always_inline)) { return -q * log_of<T>(q); });
 }
 
+template <typename T, Similarity kKind>
+__attribute__((always_inline)) inline typename Simd<T>::V similarity_of(const SimilarityOf<T>& to,
+                                                                        typename Simd<T>::V d2) {
+  using V = typename Simd<T>::V;
+  if constexpr (kKind == Similarity::kCosine) {
+    return (T(1) - T(0.5) * d2) * to.factor + to.slack;
+  } else {
+    d2 = d2 > V{} ? d2 : V{};
+    if constexpr (kKind == Similarity::kRbf) return exp_of<T>(-d2 * to.range) * to.factor + to.slack;
+    return d2 < V{} + to.range ? V{} + T(1) : V{};
+  }
+}
+
+template <typename T, Similarity kKind>
+void coverage_by(const PackedRows<T>& rows, int64_t row_begin, int64_t row_end, const T* weight, const T* covered,
+                 const SimilarityOf<T>& similarity, const PackedCenters<T>& columns, int64_t begin, int64_t end,
+                 double* sums) {
+  using V = typename Simd<T>::V;
+  sum_terms<T>(rows, row_begin, row_end, weight, columns, begin, end, sums,
+               [&](int64_t r, int64_t j, V product) __attribute__((always_inline)) {
+                 const V d2 = (load<T>(columns.squared_norm + j) - T(2) * product) + rows.squared_norm[r];
+                 const V gain = similarity_of<T, kKind>(similarity, d2) - covered[r];
+                 return gain > V{} ? gain : V{};
+               });
+}
+
+template <typename T>
+void coverage(const PackedRows<T>& rows, int64_t row_begin, int64_t row_end, const T* weight, const T* covered,
+              const SimilarityOf<T>& similarity, const PackedCenters<T>& columns, int64_t begin, int64_t end,
+              double* sums) {
+  switch (similarity.kind) {
+    case Similarity::kCosine:
+      return coverage_by<T, Similarity::kCosine>(rows, row_begin, row_end, weight, covered, similarity, columns, begin,
+                                                 end, sums);
+    case Similarity::kRbf:
+      return coverage_by<T, Similarity::kRbf>(rows, row_begin, row_end, weight, covered, similarity, columns, begin,
+                                              end, sums);
+    case Similarity::kTophat:
+      return coverage_by<T, Similarity::kTophat>(rows, row_begin, row_end, weight, covered, similarity, columns, begin,
+                                                 end, sums);
+  }
+}
+
+template <typename T>
+void similarities(const SimilarityOf<T>& similarity, int64_t count, T* d2) {
+  for (int64_t i = 0; i < count; i += kLanes<T>) {
+    const auto v = load<T>(d2 + i);
+    switch (similarity.kind) {
+      case Similarity::kCosine:
+        store<T>(d2 + i, similarity_of<T, Similarity::kCosine>(similarity, v));
+        break;
+      case Similarity::kRbf:
+        store<T>(d2 + i, similarity_of<T, Similarity::kRbf>(similarity, v));
+        break;
+      case Similarity::kTophat:
+        store<T>(d2 + i, similarity_of<T, Similarity::kTophat>(similarity, v));
+        break;
+    }
+  }
+}
+
 }  // namespace
 
-const RowSums<float> sums_f32 = {entropy<float>};
-const RowSums<double> sums_f64 = {entropy<double>};
+const RowSums<float> sums_f32 = {entropy<float>, coverage<float>, similarities<float>};
+const RowSums<double> sums_f64 = {entropy<double>, coverage<double>, similarities<double>};
 
 }  // namespace ALKERNELS_ISA
 }  // namespace alkernels

@@ -1,0 +1,303 @@
+"""Greedy coverage (facility location): rows that together are similar to all rows, lazily, in blocks."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from alkernels._inputs import (
+    Array,
+    CoverageSelection,
+    Pool,
+    Selection,
+    check_integer,
+    check_labeled,
+    check_pool,
+    check_rows,
+    check_vector,
+)
+from alkernels.ops.lazy_greedy import LazyGreedy
+from alkernels.ops.running_distances import middle
+from alkernels.ops.selection import library
+
+KERNELS = {"cosine": 0, "rbf": 1, "tophat": 2}
+
+# One call of the kernel takes about this many operations (0.05 to 0.5 s), so that Ctrl-C is noticed between calls.
+_OPERATIONS_A_CALL = 1.5e10
+# So many bytes of a memory-mapped pool are held at a time.
+_BYTES_A_TILE = 16 << 20
+# Features up to this leave room for squares and their sums in float32; larger ones are measured in float64 throughout.
+_LARGEST = 1e15
+# By how much a gain may seem to rise from one step to the next: sums of float64 roundings, relative to all weights.
+_ROUNDING = 1e-13
+
+
+def greedy_coverage(
+    features: Array,
+    k: int,
+    *,
+    candidates: Any = None,
+    weights: Any = None,
+    labeled: Array | None = None,
+    covered: Any = None,
+    kernel: str = "cosine",
+    bandwidth: float | None = None,
+    return_covered: bool = False,
+    progress: bool = False,
+) -> Selection | CoverageSelection:
+    """Pick `k` rows that together cover the pool: each pick adds the most weighted similarity.
+
+    Greedy maximisation of ``F(S) = Σ_j w_j max(m_j, max_{i in S} s(i, j))``: facility location for cosine and RBF
+    similarities, weighted maximum coverage for the top-hat. The picks are those of the sequential rule, within
+    ``1 - 1/e`` of the best set; similarities are computed in tiles, and only candidates that may win are looked at.
+
+    Parameters
+    ----------
+    features : Tensor or ndarray of shape (N, D)
+        The pool: float16, bfloat16, float32 or float64, any strides, or a ``numpy.memmap``.
+    k : int
+        How many rows to pick, at most as many as there are candidates.
+    candidates : mask of shape (N,) or row numbers, optional
+        The rows that may be picked. Default: all.
+    weights : array of shape (N,), optional
+        How much covering each row is worth, not negative. Default: 1 each.
+    labeled : like `features`, shape (L, D), optional
+        Rows that cover the pool already.
+    covered : array of shape (N,), optional
+        The similarity ``m_j`` that each row starts at; what lies below it counts for nothing. Default: 0. For cosine,
+        -1 lets negative similarities count.
+    kernel : {"cosine", "rbf", "tophat"}, default "cosine"
+        The similarity of rows at distance d: ``cosine``, 0 for a row of zeros; ``rbf``, ``exp(-(d / bandwidth)²)``;
+        ``tophat``, 1 where ``d < bandwidth``, else 0.
+    bandwidth : float, optional
+        Above 0, in the unit of distances. Default: 1; cosine has none.
+    return_covered : bool, default False
+        Also return each row's similarity to the row that covers it best.
+    progress : bool, default False
+        Show a progress bar (tqdm).
+
+    Returns
+    -------
+    Selection or CoverageSelection
+        ``indices`` (k,) int64, distinct, in the order picked; ``scores`` (k,) float64, each pick's gain in ``F``,
+        non-increasing. With `return_covered` also ``covered`` (N,) float64. Tensors for tensors, NumPy for NumPy.
+
+    Raises
+    ------
+    ValueError
+        `k`, `kernel`, `bandwidth` or a candidate out of range, negative weights or none above zero, shapes that
+        disagree, NaN or infinity.
+    TypeError
+        A pool that is not floating-point, an argument of the wrong type.
+
+    Notes
+    -----
+    float32 only bounds gains from above; those that decide are summed in float64, ties to the lowest index. A gain from
+    an earlier step bounds a candidate's gain now, so after the first step (``2 N² D`` operations) few are looked at
+    again. Memory beyond the pool: 64 MB and 64 bytes a row. Not differentiable: features are detached.
+
+    References
+    ----------
+    .. [1] M. Minoux. Accelerated greedy algorithms for maximizing submodular set functions. Optimization Techniques,
+       1978.
+    .. [2] K. Wei, R. Iyer, J. Bilmes. Submodularity in data subset selection and active learning. ICML 2015.
+    .. [3] W. Bae, J. Noh, D. J. Sutherland. Generalized coverage for more robust low-budget active learning. ECCV 2024.
+
+    Examples
+    --------
+    >>> import torch, alkernels as alk
+    >>> features = torch.tensor([[0.0], [1.0], [2.0], [9.0]])
+    >>> alk.greedy_coverage(features, 2, kernel="tophat", bandwidth=1.5)
+    Selection(indices=tensor([1, 3]), scores=tensor([3., 1.], dtype=torch.float64))
+    """
+    if torch.compiler.is_compiling():
+        out = torch.ops.alkernels.greedy_coverage(
+            features,
+            k,
+            candidates=candidates,
+            weights=weights,
+            labeled=labeled,
+            covered=covered,
+            kernel=kernel,
+            bandwidth=1.0 if bandwidth is None else bandwidth,
+        )
+        return CoverageSelection(*out) if return_covered else Selection(out[0], out[1])
+    pool = check_pool(features)
+    if len(pool.sources) > 1:
+        raise TypeError("features must be one array, got a pair")
+    similarity, width = check_kernel(kernel, bandwidth)
+    may = None if candidates is None else check_rows(candidates, "candidates", pool)
+    k = check_integer(k, "k")
+    most, what = (pool.count, "rows of features") if may is None else (len(may), "candidates")
+    if not 0 <= k <= most:
+        raise ValueError(f"k must be between 0 and {most} ({what}), got {k}")
+    worth = check_weights(weights, pool)
+    known = check_labeled(labeled, pool)
+    start = torch.zeros(pool.count, dtype=torch.float64, device=pool.device)
+    if covered is not None:
+        start = check_vector(covered, "covered", pool)
+    coverage = Coverage(pool, similarity, width, worth, start)
+    if known is not None:
+        for _, _, (tile,) in known.tiles(coverage.block):
+            coverage.add(tile)
+    picks, gains, _ = select(coverage, k, may, progress=progress)
+    if return_covered:
+        return CoverageSelection(pool.out(picks), pool.out(gains), pool.out(coverage.covered))
+    return Selection(pool.out(picks), pool.out(gains))
+
+
+class Coverage:
+    """The pool, and how far each of its rows is covered.
+
+    Attributes
+    ----------
+    covered : Tensor of shape (N,), float64
+        Each row's similarity to the row that covers it best.
+    """
+
+    def __init__(
+        self, pool: Pool, similarity: int, bandwidth: float, weights: torch.Tensor, covered: torch.Tensor
+    ) -> None:
+        self.pool, self.weights, self.covered = pool, weights, covered
+        largest = pool.check_finite()
+        self.narrow = pool.sources[0].dtype != torch.float64 and largest < _LARGEST
+        self.similarity, self.bandwidth = similarity, bandwidth
+        self.shift = None if similarity == KERNELS["cosine"] else middle(pool)
+        # Tiles do not depend on what is asked of them: a gain is the same bits beside any other candidates.
+        self.tile = max(1, _BYTES_A_TILE // (8 * pool.widths[0])) if pool.mapped else pool.count
+        self.block = max(8, min(1024, (1 << 20) // pool.widths[0]))
+
+    def gains(self, rows: torch.Tensor, *, exact: bool) -> torch.Tensor:
+        """What each of some rows would add; without `exact` upper bounds, cheaper."""
+        size = max(8, min(self.block, int(_OPERATIONS_A_CALL / (2.0 * self.pool.widths[0] * self.tile))))
+        parts = []
+        for some in rows.split(size):
+            (points,) = self.pool.gather(some)
+            total = torch.zeros(len(some), dtype=torch.float64, device=rows.device)
+            for begin, end, (tile,) in self.pool.tiles(self.tile):
+                total += torch.ops.alkernels.coverage_gains(
+                    tile,
+                    self.weights[begin:end],
+                    self.covered[begin:end],
+                    points,
+                    self.shift,
+                    self.similarity,
+                    self.bandwidth,
+                    exact,
+                )
+            parts.append(total)
+        return torch.cat(parts)
+
+    def add(self, points: torch.Tensor) -> None:
+        """Covers the pool by some points [n, D]."""
+        for begin, end, (tile,) in self.pool.tiles(self.tile):
+            torch.ops.alkernels.raise_covered(
+                tile, points, self.shift, self.similarity, self.bandwidth, self.covered[begin:end]
+            )
+
+
+def select(
+    coverage: Coverage, k: int, candidates: torch.Tensor | None, *, progress: bool
+) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """The lazy rule: picks, their gains, and how many candidates were looked at."""
+    pool = coverage.pool
+    bounds = torch.full((pool.count,), torch.inf, dtype=torch.float64, device=pool.device)
+    if candidates is not None:
+        bounds.fill_(-torch.inf)[candidates] = torch.inf
+    greedy = LazyGreedy(
+        bounds,
+        (lambda rows: coverage.gains(rows, exact=False)) if coverage.narrow else None,
+        lambda rows: coverage.gains(rows, exact=True),
+        _ROUNDING * float(coverage.weights.sum()),
+    )
+    picks: list[int] = []
+    gains: list[float] = []
+    for _ in tqdm(range(k), desc="greedy coverage", unit="pick", disable=not progress):
+        pick, gain = greedy.best()
+        picks.append(pick)
+        gains.append(gain)
+        greedy.exclude(pick)
+        coverage.add(pool.gather(torch.tensor([pick], device=pool.device))[0])
+    return (
+        torch.tensor(picks, dtype=torch.int64, device=pool.device),
+        torch.tensor(gains, dtype=torch.float64, device=pool.device),
+        greedy.evaluations,
+    )
+
+
+def check_kernel(kernel: Any, bandwidth: Any) -> tuple[int, float]:
+    if not isinstance(kernel, str) or kernel not in KERNELS:
+        raise ValueError(f"kernel must be 'cosine', 'rbf' or 'tophat', got {kernel!r}")
+    if bandwidth is None:
+        return KERNELS[kernel], 1.0
+    if kernel == "cosine":
+        raise ValueError(f"bandwidth must not be given for kernel 'cosine', got {bandwidth!r}")
+    try:
+        width = float(bandwidth)
+    except (TypeError, ValueError):
+        raise TypeError(f"bandwidth must be a number, got {type(bandwidth).__name__} {bandwidth!r}") from None
+    # its square must be a normal float32, and so must the square's inverse
+    if not 1e-18 < width < 1e18:
+        raise ValueError(f"bandwidth must be above 0 (and between 1e-18 and 1e18), got {bandwidth!r}")
+    return KERNELS[kernel], width
+
+
+def check_weights(weights: Any, pool: Pool) -> torch.Tensor:
+    if weights is None:
+        return torch.ones(pool.count, dtype=torch.float64, device=pool.device)
+    worth = check_vector(weights, "weights", pool)
+    if (worth < 0).any():
+        row = int((worth < 0).nonzero()[0])
+        raise ValueError(f"weights must not be negative, got {worth[row].item():.6g} in row {row}")
+    total = float(worth.sum())
+    if total == 0 or math.isinf(total):
+        raise ValueError(f"weights must have a sum above zero and finite, got {total}")
+    return worth
+
+
+@torch.library.impl(library, "greedy_coverage", "CompositeExplicitAutograd")
+def _(  # type: ignore[no-untyped-def]
+    features, k, *, candidates=None, weights=None, labeled=None, covered=None, kernel="cosine", bandwidth=1.0
+):
+    return tuple(
+        greedy_coverage(
+            features,
+            k,
+            candidates=candidates,
+            weights=weights,
+            labeled=labeled,
+            covered=covered,
+            kernel=kernel,
+            bandwidth=None if kernel == "cosine" else bandwidth,
+            return_covered=True,
+        )
+    )
+
+
+@torch.library.register_fake("alkernels::greedy_coverage")
+def _(  # type: ignore[no-untyped-def]
+    features, k, *, candidates=None, weights=None, labeled=None, covered=None, kernel="cosine", bandwidth=1.0
+):
+    torch._check(features.dim() == 2, lambda: f"features must be two-dimensional, got {features.dim()}")
+    torch._check(k >= 0, lambda: f"k must not be negative, got {k}")
+    torch._check(k <= features.shape[0], lambda: f"k must be at most {features.shape[0]} (rows of features), got {k}")
+    return (
+        features.new_empty(k, dtype=torch.int64),
+        features.new_empty(k, dtype=torch.float64),
+        features.new_empty(features.shape[0], dtype=torch.float64),
+    )
+
+
+@torch.library.register_fake("alkernels::coverage_gains")
+def _(rows, weights, covered, candidates, shift, similarity, bandwidth, exact):  # type: ignore[no-untyped-def]
+    torch._check(rows.dim() == 2 and candidates.dim() == 2 and rows.shape[1] == candidates.shape[1])
+    return weights.new_empty(candidates.shape[0])
+
+
+@torch.library.register_fake("alkernels::raise_covered")
+def _(rows, centers, shift, similarity, bandwidth, covered):  # type: ignore[no-untyped-def]
+    torch._check(rows.dim() == 2 and centers.dim() == 2 and rows.shape[1] == centers.shape[1])
+    torch._check(covered.shape == (rows.shape[0],))
