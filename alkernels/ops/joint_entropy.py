@@ -66,9 +66,9 @@ def joint_entropy(
     -----
     Computed as ``H(y_1, ..., y_t) + H(y_n | y_1, ..., y_t)``, the first term from the configurations' probabilities,
     the second as an average over them: sampled configurations leave much less noise in that than in the joint entropy
-    as a whole, and long products of probabilities never appear. Products are float32 (float64 for float64 input), sums and
-    configurations float64: errors stay below 1e-6 nats for float32. One pass over `probs`; memory beyond it: 50 MB and
-    32 bytes for each configuration and draw. Not differentiable.
+    as a whole, and long products of probabilities never appear. Products are float32 (float64 for float64 input), sums
+    and configurations float64: errors stay below 2e-6 nats for float32. One pass over `probs`; memory beyond it: 50 MB
+    and 32 bytes for each configuration and draw. Not differentiable.
 
     References
     ----------
