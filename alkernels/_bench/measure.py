@@ -101,7 +101,7 @@ def check_agreement(case: Case, pool: str, side: str, data: Any, ours: Any, thei
     try:
         case.check(data, ours, theirs)
     except AssertionError as error:
-        raise ValueError(f"{case.op} on {pool}: {OURS} and {side} do not agree, nothing was timed: {error}") from error
+        raise ValueError(f"{case.op} on {pool}: {OURS} and {side} do not agree: {error}") from error
 
 
 def _status(key: str) -> int:
