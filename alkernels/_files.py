@@ -125,27 +125,27 @@ def _listed(words: Sequence[str], conjunction: str) -> str:
     return ", ".join(words[:-1]) + f" {conjunction} {words[-1]}" if len(words) > 1 else words[0]
 
 
-def check_out(text: str, extensions: Sequence[str], inputs: Sequence[str] = ()) -> Path:
+def check_out(text: str, extensions: Sequence[str], inputs: Sequence[str] = (), flag: str = "--out") -> Path:
     """Where to write, checked before anything is computed: a known extension, a folder, none of the input files."""
     # The file behind a link is replaced, not the link.
     path = Path(os.path.realpath(text))
     if path.suffix.lower() not in extensions:
-        raise ValueError(f"--out must end in {_listed(extensions, 'or')}, got {text}")
+        raise ValueError(f"{flag} must end in {_listed(extensions, 'or')}, got {text}")
     if not path.parent.is_dir():
-        raise FileNotFoundError(f"--out must be in an existing folder, got {text}")
+        raise FileNotFoundError(f"{flag} must be in an existing folder, got {text}")
     if path.is_dir():
-        raise IsADirectoryError(f"--out must be a file, got {text}, a directory")
+        raise IsADirectoryError(f"{flag} must be a file, got {text}, a directory")
     if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise PermissionError(f"--out must be in a folder that can be written to, got {text}")
+        raise PermissionError(f"{flag} must be in a folder that can be written to, got {text}")
     for source in inputs:
         file = split_name(source)[0]
         if path.exists() and file.exists() and path.samefile(file):
-            raise ValueError(f"--out must not be a file that is read, got {text}")
+            raise ValueError(f"{flag} must not be a file that is read, got {text}")
     return path
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
+def replacing(path: Path, flag: str = "--out") -> Iterator[BinaryIO]:
     """A binary file to write to that becomes `path` when all went well; else `path` stays what it was."""
     # Not tempfile's: its files are unreadable for others, whatever the umask says.
     temporary = path.with_name(f".alkernels-{secrets.token_hex(8)}.tmp")
@@ -158,7 +158,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError):
-            raise OSError(f"--out {path} could not be written: {error.strerror or error}") from error
+            raise OSError(f"{flag} {path} could not be written: {error.strerror or error}") from error
         raise
 
 

@@ -1,4 +1,4 @@
-"""The command line: ``alkernels select`` and ``alkernels demo``."""
+"""The command line: ``alkernels select``, ``alkernels demo`` and ``alkernels bench``."""
 
 from __future__ import annotations
 
@@ -159,6 +159,34 @@ def _parser() -> argparse.ArgumentParser:
         "--seed", type=_integer(0), default=0, metavar="S", help="decides all draws (default: %(default)s)"
     )
     demo.set_defaults(run=_demo)
+
+    bench = commands.add_parser(
+        "bench",
+        help="race the kernels against plain PyTorch on this machine",
+        description="Time the kernels against the same in plain PyTorch and other packages, on real data and on every "
+        "device that has kernels; print a table, draw a picture. The sides run in turns in one process; before that "
+        "it is checked that they agree. Needs pip install 'alkernels[bench]'.",
+        allow_abbrev=False,
+    )
+    bench.add_argument("ops", nargs="*", metavar="OP", help="kernels by their names in Python (default: all)")
+    bench.add_argument(
+        "--quick", action="store_true", help="one small pool each and plain PyTorch alone, in less than a minute"
+    )
+    bench.add_argument(
+        "--features",
+        metavar="FILE",
+        help="race on this pool, read as float32: .npy, .npz, .pt, .pth or .safetensors as in select "
+        "(with --quick: its first rows, up to 50000 of them and 2^23 numbers)",
+    )
+    bench.add_argument(
+        "-b", "--batch-size", type=_integer(1), metavar="B", help="rows to pick of it (default: 1000, with --quick 300)"
+    )
+    bench.add_argument(
+        "--out", default="alkernels-bench.png", metavar="FILE", help="the picture (default: %(default)s)"
+    )
+    bench.add_argument("--json", metavar="FILE", help="every number (default: beside the picture, ending in .json)")
+    bench.add_argument("--threads", type=_integer(1, 1024), metavar="T", help="CPU threads (default: torch's choice)")
+    bench.set_defaults(run=_bench)
     return parser
 
 
@@ -182,7 +210,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             print(f"alkernels {__version__}")
         elif args.command is None:
-            raise ValueError("a command is wanted, select or demo; see alkernels --help")
+            raise ValueError("a command is wanted, select, demo or bench; see alkernels --help")
         else:
             args.run(args)
     except KeyboardInterrupt:
@@ -300,3 +328,13 @@ def _demo(args: argparse.Namespace) -> None:
     from alkernels._demo import demo
 
     demo(args.out, args.data, args.batch_size, args.seed)
+
+
+def _bench(args: argparse.Namespace) -> None:
+    import torch
+
+    from alkernels._bench import bench
+
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    bench(args.ops, args.features, args.batch_size, args.quick, args.out, args.json)

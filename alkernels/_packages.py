@@ -1,0 +1,15 @@
+"""Packages that only one command needs."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+
+def package(name: str, extra: str) -> ModuleType:
+    """The module `name`, or an error that says which extra brings it; an extra is called as its command."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        missing = name.partition(".")[0]
+        raise ImportError(f"the {extra} needs the package {missing}: pip install 'alkernels[{extra}]'") from None
