@@ -1,7 +1,7 @@
 """Exact data-selection kernels for PyTorch: the picks of the classic greedy rules in a few passes over the pool."""
 
 from alkernels import reference
-from alkernels._inputs import CoverageSelection, CoverSelection, Selection
+from alkernels._inputs import CoverageSelection, CoverSelection, Neighbors, Selection
 from alkernels._load import build_info, has_cuda_kernels
 from alkernels._load import version as __version__
 from alkernels.ops.bald import bald, epig
@@ -10,10 +10,12 @@ from alkernels.ops.greedy_coverage import greedy_coverage
 from alkernels.ops.joint_entropy import joint_entropy
 from alkernels.ops.k_center_greedy import k_center_greedy
 from alkernels.ops.kmeans_plusplus import kmeans_plusplus
+from alkernels.ops.knn import knn
 
 __all__ = [
     "CoverSelection",
     "CoverageSelection",
+    "Neighbors",
     "Selection",
     "__version__",
     "bald",
@@ -25,5 +27,6 @@ __all__ = [
     "joint_entropy",
     "k_center_greedy",
     "kmeans_plusplus",
+    "knn",
     "reference",
 ]

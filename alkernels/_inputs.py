@@ -71,6 +71,19 @@ class CoverageSelection(NamedTuple):
     covered: Any
 
 
+class Neighbors(NamedTuple):
+    """The nearest points of some queries, nearest first.
+
+    Attributes
+    ----------
+    distances : Tensor or ndarray of shape (N, k), float64
+    indices : Tensor or ndarray of shape (N, k), int64
+    """
+
+    distances: Any
+    indices: Any
+
+
 class _TensorSource:
     """A tensor, sliced without copies."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from alkernels._inputs import Selection
+from alkernels._inputs import Neighbors, Selection
 
 Rows = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
 
@@ -202,3 +202,17 @@ def greedy_coverage(
         gains.append(gain[best])
         level = torch.maximum(level, _similarity(x[picks[-1] :][:1], x, kernel, bandwidth)[0])
     return Selection(torch.tensor(picks, dtype=torch.int64), torch.stack(gains) if gains else x.new_empty(0))
+
+
+def knn(queries: torch.Tensor, points: torch.Tensor, k: int, *, metric: str = "euclidean") -> Neighbors:
+    """A product and a topk a chunk of queries. See :func:`alkernels.knn`."""
+    (x,), (y,) = _Metric._prepare(queries, metric), _Metric._prepare(points, metric)
+    x_norms, y_norms = _Metric._norms((x,), metric), _Metric._norms((y,), metric)
+    distances, indices = [], []
+    for some, norms in zip(*(t.split(max(1, 8_000_000 // len(y))) for t in (x, x_norms)), strict=True):
+        d2 = torch.addmm(y_norms, some, y.t(), alpha=-2).add_(norms[:, None])
+        values, where = d2.topk(k, largest=False)
+        distances.append(values.clamp_(min=0))
+        indices.append(where)
+    squared = torch.cat(distances)
+    return Neighbors(squared / 2 if metric == "cosine" else squared.sqrt(), torch.cat(indices))

@@ -33,6 +33,9 @@ STABLE_TORCH_LIBRARY(alkernels, m) {
       "Tensor? covered=None, str kernel='cosine', float bandwidth=1.0) "
       "-> (Tensor indices, Tensor scores, Tensor covered)");
 
+  // The k points nearest to each query, nearest first.
+  m.def("knn(Tensor queries, Tensor points, int k, *, str metric='euclidean') -> (Tensor distances, Tensor indices)");
+
   // ---- steps ----
 
   // out[n] = -sum_m mass[m] sum_c q log q with q = weights[m] . probs[n, :, c]; products in float64 where `wide`, else
@@ -53,6 +56,11 @@ STABLE_TORCH_LIBRARY(alkernels, m) {
   m.def(
       "lower_distances(Tensor rows, Tensor? rows2, Tensor centers, Tensor? centers2, Tensor? shift, int metric, "
       "int first_center, float level, Tensor(a!) d2, Tensor(b!) error, Tensor(c!)? nearest) -> ()");
+  // Merges points, numbered from first_point, into each query's k nearest: squared distances and numbers [queries, k]
+  // in order, +inf and -1 behind the last. `wide`: products in float64.
+  m.def(
+      "nearest_points(Tensor queries, Tensor points, Tensor? shift, int metric, int first_point, bool wide, "
+      "Tensor(a!) values, Tensor(b!) indices) -> ()");
   // Squared distances from row i to row i of others, in float64.
   m.def("paired_distances(Tensor rows, Tensor? rows2, Tensor others, Tensor? others2, int metric) -> Tensor");
   // The m largest of d2, larger first, ties to the lower index.

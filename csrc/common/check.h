@@ -22,4 +22,14 @@ inline void check_vector(const Tensor& t, ScalarType dtype, int64_t size, const 
                   torch::headeronly::toString(dtype), ", got ", torch::headeronly::toString(t.scalar_type()));
 }
 
+// The running k best of each row: values and indices, both [rows, k] and contiguous.
+inline void check_lists(const Tensor& values, const Tensor& indices, int64_t rows, const char* op) {
+  STD_TORCH_CHECK(values.dim() == 2 && values.size(0) == rows && values.scalar_type() == ScalarType::Double &&
+                      values.is_contiguous(),
+                  op, ": values must be contiguous float64 with ", rows, " rows");
+  STD_TORCH_CHECK(indices.dim() == 2 && indices.size(0) == rows && indices.size(1) == values.size(1) &&
+                      indices.scalar_type() == ScalarType::Long && indices.is_contiguous(),
+                  op, ": indices must be contiguous int64 of the shape of values");
+}
+
 }  // namespace alkernels

@@ -18,8 +18,8 @@ class BlockDistances {
     const auto& simd = distance_tile<T>();
     parallel_tasks((count_ + kRowsATask - 1) / kRowsATask, [&](const auto& next) {
       for (int64_t task; (task = next()) >= 0;) {
-        simd.matrix(block_.rows(), task * kRowsATask, std::min(count_, (task + 1) * kRowsATask), block_.centers(),
-                    matrix_.data(), count_);
+        simd.matrix(block_.rows(), task * kRowsATask, std::min(count_, (task + 1) * kRowsATask), block_.centers(), 0,
+                    count_, matrix_.data(), count_);
       }
     });
   }

@@ -145,7 +145,7 @@ void raise_covered_cpu(Tensor rows, Tensor centers, std::optional<Tensor> shift,
       const PackedRows<double>& packed = tile.fill(begin, count);
       for (int64_t first = 0; first < count; first += simd.rows) {
         const int64_t last = std::min(count, first + simd.rows);
-        simd.matrix(packed, first, last, block.centers(), values.data() - first * ld, ld);
+        simd.matrix(packed, first, last, block.centers(), 0, block_rows.count, values.data() - first * ld, ld);
         row_sums<double>().similarities(to, (last - first) * ld, values.data());
         for (int64_t r = first; r < last; ++r) {
           const double* s = values.data() + (r - first) * ld;

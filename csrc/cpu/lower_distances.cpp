@@ -58,7 +58,7 @@ class Refiner {
   void flush(int64_t first_center, const State& state) {
     const int64_t count = block_.centers().count;
     const PackedRows<T>& rows = rows_.rows();
-    if (waiting_ > 0) distance_tile<T>().matrix(rows, 0, waiting_, block_.centers(), matrix_.data(), count);
+    if (waiting_ > 0) distance_tile<T>().matrix(rows, 0, waiting_, block_.centers(), 0, count, matrix_.data(), count);
     for (int64_t r = 0; r < waiting_; ++r) {
       const PackedRows<double>& x = exact_.fill(row_[r], 1);
       const T* d = matrix_.data() + r * count;

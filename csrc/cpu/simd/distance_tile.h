@@ -71,9 +71,11 @@ struct DistanceTile {
   // follows with the index of the first centre that attains it. begin is a multiple of `panel`.
   void (*minimum)(const PackedRows<T>& rows, int64_t row_begin, int64_t row_end, const PackedCenters<T>& centers,
                   int64_t begin, int64_t end, T* best, int64_t* nearest);
-  // out[r * ld + j] = n_r + n_j - 2 * product for all centres
-  void (*matrix)(const PackedRows<T>& rows, int64_t row_begin, int64_t row_end, const PackedCenters<T>& centers, T* out,
-                 int64_t ld);
+  // out[r * ld + j] = n_r + n_j - 2 * product for centres [begin, end); begin is a multiple of `panel`.
+  void (*matrix)(const PackedRows<T>& rows, int64_t row_begin, int64_t row_end, const PackedCenters<T>& centers,
+                 int64_t begin, int64_t end, T* out, int64_t ld);
+  // Writes the positions of values <= limit to `hits`, in order; returns how many.
+  int64_t (*at_most)(const T* values, int64_t count, T limit, int32_t* hits);
 };
 
 // The implementation for this machine's instruction set (ATEN_CPU_CAPABILITY=default|avx2|avx512 overrides).

@@ -231,8 +231,8 @@ void minimum(const PackedRows<T>& rows, int64_t row_begin, int64_t row_end, cons
 }
 
 template <typename T>
-void matrix(const PackedRows<T>& rows, int64_t row_begin, int64_t row_end, const PackedCenters<T>& centers, T* out,
-            int64_t ld) {
+void matrix(const PackedRows<T>& rows, int64_t row_begin, int64_t row_end, const PackedCenters<T>& centers,
+            int64_t begin, int64_t end, T* out, int64_t ld) {
   using V = typename Simd<T>::V;
   constexpr int L = kLanes<T>;
   for (int64_t block = row_begin; block < row_end; block += kRows) {
@@ -242,7 +242,7 @@ void matrix(const PackedRows<T>& rows, int64_t row_begin, int64_t row_end, const
       return [&, first](int r, int v, V d) __attribute__((always_inline)) {
         const V full = d + rows.squared_norm[index[r]];
         T* to = out + index[r] * ld + first + v * L;
-        const int64_t room = centers.count - (first + v * L);
+        const int64_t room = end - (first + v * L);
         if (room >= L) {
           store<T>(to, full);
         } else {
@@ -251,16 +251,38 @@ void matrix(const PackedRows<T>& rows, int64_t row_begin, int64_t row_end, const
       };
     };
     for_panels<T>(
-        0, centers.count, centers.count,
+        begin, end, centers.count,
         [&](int64_t first) { panel_distances<T, kVectors>(rows, centers, index, first, write(first)); },
         [&](int64_t first) { panel_distances<T, 1>(rows, centers, index, first, write(first)); });
   }
 }
 
+template <typename T>
+int64_t at_most(const T* values, int64_t count, T limit, int32_t* hits) {
+  using I = typename Simd<T>::I;
+  constexpr int L = kLanes<T>, kStep = 4 * L;
+  int64_t n = 0, i = 0;
+  for (; i + kStep <= count; i += kStep) {
+    I any = {};
+#pragma GCC unroll 4
+    for (int u = 0; u < 4; ++u) any |= load<T>(values + i + u * L) <= limit;
+    if (!fold<typename Simd<T>::Int, ALKERNELS_VECTOR_BYTES>(any, [](auto a, auto b) { return a | b; })) continue;
+    for (int64_t j = i; j < i + kStep; ++j) {
+      hits[n] = static_cast<int32_t>(j);
+      n += values[j] <= limit;
+    }
+  }
+  for (; i < count; ++i) {
+    hits[n] = static_cast<int32_t>(i);
+    n += values[i] <= limit;
+  }
+  return n;
+}
+
 }  // namespace
 
 #define ALKERNELS_TILE(T) \
-  {kRows, kVectors * kLanes<T>, kLanes<T>, pack<T>, pair<T, false>, pair<T, true>, minimum<T>, matrix<T>}
+  {kRows, kVectors * kLanes<T>, kLanes<T>, pack<T>, pair<T, false>, pair<T, true>, minimum<T>, matrix<T>, at_most<T>}
 const DistanceTile<float> tile_f32 = ALKERNELS_TILE(float);
 const DistanceTile<double> tile_f64 = ALKERNELS_TILE(double);
 

@@ -1,0 +1,126 @@
+"""k nearest neighbours, exact, in tiles."""
+
+from __future__ import annotations
+
+import torch
+from tqdm import tqdm
+
+from alkernels._inputs import Array, Neighbors, Pool, check_device, check_integer, check_metric
+from alkernels.ops.k_center_greedy import to_distance
+from alkernels.ops.running_distances import METRICS, middle
+from alkernels.ops.selection import library
+
+# One call of the kernel takes about this many operations (0.05 to 0.5 s), so that Ctrl-C is noticed between calls ...
+_OPERATIONS_A_CALL = 1.5e10
+# ... and packs no more bytes than this of points (about 16 a number), or holds more of a memory-mapped file.
+_BYTES_A_TILE = 32 << 20
+# Features up to this leave room for squares and their sums in float32; larger ones are multiplied in float64.
+LARGEST = 1e15
+
+
+def knn(
+    queries: Array,
+    points: Array,
+    k: int,
+    *,
+    metric: str = "euclidean",
+    progress: bool = False,
+) -> Neighbors:
+    """The `k` points nearest to each query, exact, without the matrix of distances.
+
+    Parameters
+    ----------
+    queries : Tensor or ndarray of shape (N, D)
+        float16, bfloat16, float32 or float64, any strides, or a ``numpy.memmap``.
+    points : like `queries`, shape (M, D)
+        What is searched. Passing the queries makes each row its own nearest neighbour.
+    k : int
+        How many neighbours, ``0 <= k <= M``.
+    metric : {"euclidean", "cosine"}, default "euclidean"
+        ``cosine`` is ``1 - cos``; a row of zeros is at distance 1 from all others.
+    progress : bool, default False
+        Show a progress bar (tqdm).
+
+    Returns
+    -------
+    Neighbors
+        ``distances`` (N, k) float64, ascending, and ``indices`` (N, k) int64, ties to the lower index. Tensors for
+        tensors, NumPy for NumPy (as the queries are).
+
+    Raises
+    ------
+    ValueError
+        `k` or `metric` out of range, shapes that disagree, NaN or infinity.
+    TypeError
+        Arrays that are not floating-point, an argument of the wrong type.
+
+    Notes
+    -----
+    float32 products screen the points; what may be among the k nearest is measured from float64 differences, and only
+    that decides. About ``2 N M D`` operations; memory beyond the input and the result: 80 MB. Not differentiable.
+
+    Examples
+    --------
+    >>> import torch, alkernels as alk
+    >>> points = torch.tensor([[0.0], [1.0], [5.0]])
+    >>> alk.knn(torch.tensor([[0.9], [4.0]]), points, 2).indices
+    tensor([[1, 0],
+            [2, 1]])
+    """
+    if torch.compiler.is_compiling():
+        return Neighbors(*torch.ops.alkernels.knn(queries, points, k, metric=metric))
+    left, right = Pool(queries, "queries"), Pool(points, "points")
+    for pool in (left, right):
+        if len(pool.sources) > 1:
+            raise TypeError(f"{pool.name} must be one array, got a pair")
+        check_device(pool)
+    if left.widths != right.widths:
+        raise ValueError(f"points must be as wide as queries, got width {right.widths[0]} and {left.widths[0]}")
+    if left.device != right.device:
+        raise ValueError(f"points must be on the device of queries ({left.device}), got {right.device}")
+    metric = check_metric(metric, left)
+    k = check_integer(k, "k")
+    if not 0 <= k <= right.count:
+        raise ValueError(f"k must be between 0 and {right.count} (rows of points), got {k}")
+    distances = torch.full((left.count, k), torch.inf, dtype=torch.float64, device=left.device)
+    indices = torch.full((left.count, k), -1, dtype=torch.int64, device=left.device)
+    largest = max(left.check_finite(), right.check_finite())
+    if k and left.count:
+        wide = largest >= LARGEST or torch.float64 in (left.sources[0].dtype, right.sources[0].dtype)
+        shift = middle(right) if metric == "euclidean" else None
+        d = left.widths[0]
+        size = max(1, _BYTES_A_TILE // (16 * d))
+        some = max(64, int(_OPERATIONS_A_CALL / (2.0 * d * min(size, right.count))))
+        if left.mapped:
+            some = min(some, max(1, _BYTES_A_TILE // (8 * d)))
+        with tqdm(
+            total=left.count * right.count, desc="knn", unit="pair", unit_scale=True, disable=not progress
+        ) as bar:
+            for first, last, (block,) in right.tiles(size):
+                for begin, end, (tile,) in left.tiles(some):
+                    torch.ops.alkernels.nearest_points(
+                        tile, block, shift, METRICS[metric], first, wide, distances[begin:end], indices[begin:end]
+                    )
+                    bar.update((end - begin) * (last - first))
+    return Neighbors(left.out(to_distance(distances, metric)), left.out(indices))
+
+
+@torch.library.impl(library, "knn", "CompositeExplicitAutograd")
+def _(queries, points, k, *, metric="euclidean"):  # type: ignore[no-untyped-def]
+    return tuple(knn(queries, points, k, metric=metric))
+
+
+@torch.library.register_fake("alkernels::knn")
+def _(queries, points, k, *, metric="euclidean"):  # type: ignore[no-untyped-def]
+    torch._check(queries.dim() == 2 and points.dim() == 2, lambda: "queries and points must be two-dimensional")
+    torch._check(queries.shape[1] == points.shape[1], lambda: "points must be as wide as queries")
+    torch._check(k >= 0, lambda: f"k must not be negative, got {k}")
+    torch._check(k <= points.shape[0], lambda: f"k must be at most {points.shape[0]} (rows of points), got {k}")
+    shape = (queries.shape[0], k)
+    return queries.new_empty(shape, dtype=torch.float64), queries.new_empty(shape, dtype=torch.int64)
+
+
+@torch.library.register_fake("alkernels::nearest_points")
+def _(queries, points, shift, metric, first_point, wide, values, indices):  # type: ignore[no-untyped-def]
+    torch._check(queries.dim() == 2 and points.dim() == 2 and queries.shape[1] == points.shape[1])
+    torch._check(values.shape == indices.shape)
