@@ -1,7 +1,7 @@
 """Exact data-selection kernels for PyTorch: the picks of the classic greedy rules in a few passes over the pool."""
 
 from alkernels import reference
-from alkernels._inputs import CoverageSelection, CoverSelection, Neighbors, Selection
+from alkernels._inputs import CoverageSelection, CoverSelection, Neighbors, Selection, TopK
 from alkernels._load import build_info, has_cuda_kernels
 from alkernels._load import version as __version__
 from alkernels.ops.bald import bald, epig
@@ -11,12 +11,14 @@ from alkernels.ops.joint_entropy import joint_entropy
 from alkernels.ops.k_center_greedy import k_center_greedy
 from alkernels.ops.kmeans_plusplus import kmeans_plusplus
 from alkernels.ops.knn import knn
+from alkernels.ops.pairwise_kl import pairwise_kl
 
 __all__ = [
     "CoverSelection",
     "CoverageSelection",
     "Neighbors",
     "Selection",
+    "TopK",
     "__version__",
     "bald",
     "batchbald",
@@ -28,5 +30,6 @@ __all__ = [
     "k_center_greedy",
     "kmeans_plusplus",
     "knn",
+    "pairwise_kl",
     "reference",
 ]

@@ -84,6 +84,19 @@ class Neighbors(NamedTuple):
     indices: Any
 
 
+class TopK(NamedTuple):
+    """The best few values of each row, in order.
+
+    Attributes
+    ----------
+    values : Tensor or ndarray of shape (N, k), float
+    indices : Tensor or ndarray of shape (N, k), int64
+    """
+
+    values: Any
+    indices: Any
+
+
 class _TensorSource:
     """A tensor, sliced without copies."""
 

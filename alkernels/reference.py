@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from alkernels._inputs import Neighbors, Selection
+from alkernels._inputs import Neighbors, Selection, TopK
 
 Rows = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
 
@@ -216,3 +216,18 @@ def knn(queries: torch.Tensor, points: torch.Tensor, k: int, *, metric: str = "e
         indices.append(where)
     squared = torch.cat(distances)
     return Neighbors(squared / 2 if metric == "cosine" else squared.sqrt(), torch.cat(indices))
+
+
+def pairwise_kl(p: torch.Tensor, q: torch.Tensor, *, k: int | None = None) -> torch.Tensor | TopK:
+    """``Σ p log p - P log(Q)ᵀ``, and the k smallest a chunk of rows. See :func:`alkernels.pairwise_kl`.
+
+    Probabilities above zero only: a zero in q gives NaN here where p has one too.
+    """
+    entropies, log_q = -torch.special.entr(p).sum(1), q.log().t()
+    if k is None:
+        return torch.addmm(entropies[:, None], p, log_q, alpha=-1)
+    chunks = [
+        torch.addmm(e[:, None], rows, log_q, alpha=-1).topk(k, largest=False)
+        for rows, e in zip(*(t.split(max(1, 8_000_000 // len(q))) for t in (p, entropies)), strict=True)
+    ]
+    return TopK(*(torch.cat(parts) for parts in zip(*chunks, strict=True)))

@@ -35,6 +35,14 @@ STABLE_TORCH_LIBRARY(alkernels, m) {
 
   // The k points nearest to each query, nearest first.
   m.def("knn(Tensor queries, Tensor points, int k, *, str metric='euclidean') -> (Tensor distances, Tensor indices)");
+  // KL(p_i || q_j) of all pairs; of the pairs (i, neighbors[i, a]) (gather 'q') or (neighbors[j, a], j) (gather 'p').
+  m.def("pairwise_kl(Tensor p, Tensor q, *, bool log_input=False) -> Tensor");
+  m.def("gathered_kl(Tensor p, Tensor q, Tensor neighbors, *, bool log_input=False, str gather='q') -> Tensor");
+  // Of each row of p over all q: the mean; the k smallest, ascending, or largest, descending.
+  m.def("mean_kl(Tensor p, Tensor q, *, bool log_input=False) -> Tensor");
+  m.def(
+      "topk_kl(Tensor p, Tensor q, int k, *, bool largest=False, bool log_input=False) "
+      "-> (Tensor values, Tensor indices)");
 
   // ---- steps ----
 
@@ -61,6 +69,13 @@ STABLE_TORCH_LIBRARY(alkernels, m) {
   m.def(
       "nearest_points(Tensor queries, Tensor points, Tensor? shift, int metric, int first_point, bool wide, "
       "Tensor(a!) values, Tensor(b!) indices) -> ()");
+  // out[i, j] = KL(p_i || q_j), products in the dtype of out; each within 1e-4 of itself.
+  m.def("divergences(Tensor p, Tensor q, bool log_input, Tensor(a!) out) -> ()");
+  // Merges rows of q, numbered from first_row, into each row of p's k smallest divergences, as nearest_points does;
+  // largest: the k smallest negated ones.
+  m.def(
+      "nearest_divergences(Tensor p, Tensor q, bool log_input, bool largest, int first_row, Tensor(a!) values, "
+      "Tensor(b!) indices) -> ()");
   // Squared distances from row i to row i of others, in float64.
   m.def("paired_distances(Tensor rows, Tensor? rows2, Tensor others, Tensor? others2, int metric) -> Tensor");
   // The m largest of d2, larger first, ties to the lower index.

@@ -25,9 +25,14 @@ class NearestList {
 
   // d: the values of columns first, first + 1, ...; `hits` has room for `count`.
   void screen(const T* d, int64_t count, int64_t first, int32_t* hits) {
-    const int64_t n = distance_tile<T>().at_most(d, count, ceiling_, hits);
-    for (int64_t i = 0; i < n; ++i) found_.push_back({d[hits[i]], first + hits[i]});
-    if (found_.size() >= limit_) cut();
+    for (int64_t begin = 0; begin < count;) {
+      // a few to begin with, so that the first cut lowers the ceiling before the many come
+      const int64_t some = std::isinf(ceiling_) ? std::min(count - begin, static_cast<int64_t>(limit_)) : count - begin;
+      const int64_t n = distance_tile<T>().at_most(d + begin, some, ceiling_, hits);
+      for (int64_t i = 0; i < n; ++i) found_.push_back({d[begin + hits[i]], first + begin + hits[i]});
+      if (found_.size() >= limit_) cut();
+      begin += some;
+    }
   }
 
   // exact(column) is the truth; the column's index is first + column.

@@ -1,0 +1,334 @@
+"""Pairwise KL divergence: all pairs, reductions of them, or pairs by lists of neighbours."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from alkernels._inputs import Array, TopK, check_integer
+from alkernels._probabilities import Probabilities
+from alkernels.ops.selection import library
+
+# One call of the kernel takes about this many operations (0.05 to 0.5 s), so that Ctrl-C is noticed between calls ...
+_OPERATIONS_A_CALL = 1.5e10
+# ... and holds about this many bytes of either side's rows (some 32 a number in the kernel, 24 a gathered one).
+_BYTES_A_TILE = 32 << 20
+REDUCTIONS = ("mean", "min", "max", "topk")
+
+
+def pairwise_kl(
+    p: Array,
+    q: Array,
+    *,
+    log_input: bool = False,
+    neighbors: Any = None,
+    gather: str = "q",
+    reduce: str | None = None,
+    k: int | None = None,
+    progress: bool = False,
+) -> Array | TopK:
+    """KL divergences ``KL(p_i || q_j)`` between the rows of two sets of distributions, in nats.
+
+    Parameters
+    ----------
+    p : Tensor or ndarray of shape (N, C)
+        Distributions: float16, bfloat16, float32 or float64, any strides, or a ``numpy.memmap``.
+    q : like `p`, shape (M, C)
+        Distributions to diverge from.
+    log_input : bool, default False
+        Both hold natural logarithms of probabilities (``torch.log_softmax``), which keeps what underflows otherwise.
+    neighbors : integer array, optional
+        Pairs instead of all pairs. With `gather` "q" of shape (N, n): the rows of `q` that each row of `p` is compared
+        with. With `gather` "p" of shape (M, n): the rows of `p` that are compared with each row of `q`.
+    gather : {"q", "p"}, default "q"
+        Which side `neighbors` points into.
+    reduce : {"mean", "min", "max", "topk"}, optional
+        What is wanted of each row of `p` over all rows of `q`: nothing of size N × M is stored.
+    k : int, optional
+        With `reduce` "topk": how many of the smallest, ``1 <= k <= M``.
+    progress : bool, default False
+        Show a progress bar (tqdm).
+
+    Returns
+    -------
+    Tensor or ndarray, or TopK
+        (N, M); with `neighbors` (N, n) or (M, n); with "mean", "min", "max" (N,). "topk" gives ``values`` (N, k),
+        ascending, and ``indices`` (N, k), ties to the lower index. In the wider dtype of the two, at least float32.
+
+    Raises
+    ------
+    ValueError
+        Distributions that do not sum to 1 within 1e-3, negative probabilities, NaN, shapes that disagree, neighbours or
+        an option out of range. Nothing is clipped or renormalised.
+    TypeError
+        Arrays that are not floating-point, an argument of the wrong type.
+
+    Notes
+    -----
+    ``0 log 0 = 0``, and ``+inf`` where a class has ``q = 0 < p``. All pairs come out of one matrix product of deviations
+    from the means, each within 1e-4 of its own value (float64 input: 1e-12): what would lose more to cancellation is
+    summed again in float64. Reductions and gathered pairs are float64 sums, and so is what decides among the smallest.
+    The mean needs no pairs at all. Memory beyond input and result: 100 MB.
+
+    Differentiable in both arguments unless reduced, also twice; a class with p = 0 has no share in the gradient.
+
+    Examples
+    --------
+    >>> import torch, alkernels as alk
+    >>> p = torch.tensor([[0.5, 0.5], [1.0, 0.0]])
+    >>> alk.pairwise_kl(p, p)
+    tensor([[0.0000,    inf],
+            [0.6931, 0.0000]])
+    """
+    if reduce is not None and reduce not in REDUCTIONS:
+        raise ValueError(f"reduce must be one of {', '.join(map(repr, REDUCTIONS))} or None, got {reduce!r}")
+    if neighbors is not None and reduce is not None:
+        raise ValueError(f"reduce must not be given together with neighbors, got {reduce!r}")
+    if (k is not None) != (reduce == "topk"):
+        raise ValueError(f"k must be given with reduce='topk', and only then, got k={k!r} and reduce={reduce!r}")
+    if gather not in ("q", "p"):
+        raise ValueError(f"gather must be 'q' or 'p', got {gather!r}")
+    tensors = isinstance(p, torch.Tensor) and isinstance(q, torch.Tensor)
+    if torch.compiler.is_compiling() or (reduce is None and tensors and (p.requires_grad or q.requires_grad)):
+        ops = torch.ops.alkernels
+        if neighbors is not None:
+            return ops.gathered_kl(p, q, torch.as_tensor(neighbors), log_input=log_input, gather=gather)
+        if reduce is None:
+            return ops.pairwise_kl(p, q, log_input=log_input)
+        if reduce == "mean":
+            return ops.mean_kl(p, q, log_input=log_input)
+        top = TopK(*ops.topk_kl(p, q, 1 if k is None else k, largest=reduce == "max", log_input=log_input))
+        return top if reduce == "topk" else top.values[:, 0]
+    left, right = _sides(p, q, log_input)
+    out = left.pool.out
+    if neighbors is not None:
+        return out(_gathered(left, right, neighbors, gather))
+    if reduce is None:
+        return out(_full(left, right, progress))
+    if right.count == 0:
+        raise ValueError(f"q must have at least one row with reduce={reduce!r}, got none")
+    if reduce == "mean":
+        return out(_mean(left, right))
+    if k is not None:
+        k = check_integer(k, "k")
+        if not 1 <= k <= right.count:
+            raise ValueError(f"k must be between 1 and {right.count} (rows of q), got {k}")
+    values, indices = _top(left, right, 1 if k is None else k, reduce == "max", progress)
+    return TopK(out(values), out(indices)) if reduce == "topk" else out(values[:, 0])
+
+
+def _sides(p: Array, q: Array, log_input: bool) -> tuple[Probabilities, Probabilities]:
+    left, right = Probabilities(p, "p", 2, log_input), Probabilities(q, "q", 2, log_input)
+    if left.shape[1] != right.shape[1]:
+        raise ValueError(f"q must have as many classes as p, got {right.shape[1]} and {left.shape[1]}")
+    if left.device != right.device:
+        raise ValueError(f"q must be on the device of p ({left.device}), got {right.device}")
+    left.check()
+    right.check()
+    left.dtype = right.dtype = torch.promote_types(left.dtype, right.dtype)
+    return left, right
+
+
+def _walk(left: Probabilities, right: Probabilities, progress: bool):  # type: ignore[no-untyped-def]
+    """Tiles of p and q, as they are stored, that make one call of a kernel."""
+    c = left.shape[1]
+    size = max(1, _BYTES_A_TILE // (32 * c))
+    some = min(size, max(64, int(_OPERATIONS_A_CALL / (2.0 * c * max(1, min(size, right.count))))))
+    total = left.count * right.count
+    with tqdm(total=total, desc="pairwise KL", unit="pair", unit_scale=True, disable=not progress) as bar:
+        for begin, end, (rows,) in left.pool.tiles(some):
+            for first, last, (columns,) in right.pool.tiles(size):
+                yield begin, end, rows, first, last, columns
+                bar.update((end - begin) * (last - first))
+
+
+def _full(left: Probabilities, right: Probabilities, progress: bool) -> torch.Tensor:
+    out = torch.empty(left.count, right.count, dtype=left.dtype, device=left.device)
+    for begin, end, rows, first, last, columns in _walk(left, right, progress):
+        torch.ops.alkernels.divergences(rows, columns, left.log_input, out[begin:end, first:last])
+    return out
+
+
+def _top(
+    left: Probabilities, right: Probabilities, k: int, largest: bool, progress: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    values = torch.full((left.count, k), torch.inf, dtype=torch.float64, device=left.device)
+    indices = torch.full((left.count, k), -1, dtype=torch.int64, device=left.device)
+    for begin, end, rows, first, _, columns in _walk(left, right, progress):
+        torch.ops.alkernels.nearest_divergences(
+            rows, columns, left.log_input, largest, first, values[begin:end], indices[begin:end]
+        )
+    return (values.neg_() if largest else values).to(left.dtype), indices
+
+
+def _plogp(probs: Probabilities, tile: torch.Tensor) -> torch.Tensor:
+    """``Σ_c p log p`` of stored rows, in float64."""
+    p, log_p = probs.values(tile, torch.float64), probs.logarithms(tile)
+    return torch.where(p > 0, p * log_p, 0.0).sum(-1)
+
+
+def _mean(left: Probabilities, right: Probabilities) -> torch.Tensor:
+    """``Σ p log p - Σ p mean_j log q_j``: -inf in the mean meets p > 0 or nothing."""
+    total = torch.zeros(left.shape[1], dtype=torch.float64, device=left.device)
+    for _, _, (columns,) in right.pool.tiles(right.rows_a_tile):
+        total += right.logarithms(columns).sum(0)
+    mean = total / right.count
+    parts = []
+    for _, _, (rows,) in left.pool.tiles(left.rows_a_tile):
+        p = left.values(rows, torch.float64)
+        parts.append(_plogp(left, rows) - torch.where(p > 0, p * mean, 0.0).sum(1))
+    return torch.cat([*parts, total.new_empty(0)]).to(left.dtype)
+
+
+def _gathered(left: Probabilities, right: Probabilities, neighbors: Any, gather: str) -> torch.Tensor:
+    own, other = (left, right) if gather == "q" else (right, left)
+    index = check_neighbors(neighbors, own, other)
+    out = torch.empty(index.shape, dtype=left.dtype, device=left.device)
+    size = max(1, _BYTES_A_TILE // (24 * left.shape[1] * max(1, index.shape[1])))
+    for begin, end, (rows,) in own.pool.tiles(size):
+        which = index[begin:end]
+        found = other.pool.gather(which.flatten())[0].unflatten(0, which.shape)
+        a, b = (rows[:, None], found) if gather == "q" else (found, rows[:, None])
+        p = left.values(a, torch.float64)
+        terms = p * (left.logarithms(a) - right.logarithms(b))
+        out[begin:end] = torch.where(p > 0, terms, 0.0).sum(-1)
+    return out
+
+
+def check_neighbors(neighbors: Any, own: Probabilities, other: Probabilities) -> torch.Tensor:
+    index = torch.as_tensor(neighbors).detach().to(own.device)
+    if index.is_floating_point() or index.is_complex() or index.dtype == torch.bool:
+        raise TypeError(f"neighbors must hold row numbers, got dtype {index.dtype}")
+    if index.dim() != 2 or len(index) != own.count:
+        raise ValueError(
+            f"neighbors must have a row for each row of {own.name}, shape ({own.count}, n), got {tuple(index.shape)}"
+        )
+    outside = (index < 0) | (index >= other.count)
+    if outside.any():
+        where = outside.nonzero()[0].tolist()
+        raise ValueError(
+            f"neighbors must be rows of {other.name}, between 0 and {other.count - 1}, got "
+            f"{int(index[tuple(where)])} in row {where[0]}"
+        )
+    return index.long()
+
+
+# ---- what torch sees ----
+
+
+@torch.library.impl(library, "pairwise_kl", "CompositeExplicitAutograd")
+def _(p, q, *, log_input=False):  # type: ignore[no-untyped-def]
+    return _full(*_sides(p, q, log_input), False)
+
+
+@torch.library.impl(library, "gathered_kl", "CompositeExplicitAutograd")
+def _(p, q, neighbors, *, log_input=False, gather="q"):  # type: ignore[no-untyped-def]
+    return _gathered(*_sides(p, q, log_input), neighbors, gather)
+
+
+@torch.library.impl(library, "mean_kl", "CompositeExplicitAutograd")
+def _(p, q, *, log_input=False):  # type: ignore[no-untyped-def]
+    return pairwise_kl(p, q, log_input=log_input, reduce="mean")
+
+
+@torch.library.impl(library, "topk_kl", "CompositeExplicitAutograd")
+def _(p, q, k, *, largest=False, log_input=False):  # type: ignore[no-untyped-def]
+    left, right = _sides(p, q, log_input)
+    if not 1 <= k <= right.count:
+        raise ValueError(f"k must be between 1 and {right.count} (rows of q), got {k}")
+    return _top(left, right, k, largest, False)
+
+
+def _save(ctx, inputs, keyword_only_inputs, output):  # type: ignore[no-untyped-def]
+    ctx.save_for_backward(*inputs)
+    ctx.log_input, ctx.gather = keyword_only_inputs["log_input"], keyword_only_inputs.get("gather")
+
+
+def _logs(x: torch.Tensor, log_input: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Probabilities and their logarithms, 0 for both where a probability is 0; differentiable."""
+    p = x.exp() if log_input else x
+    inside = p > 0
+    return p, torch.where(inside, x if log_input else torch.where(inside, x, 1.0).log(), 0.0)
+
+
+def _to_p(p: torch.Tensor, log_p: torch.Tensor, total: torch.Tensor, share: torch.Tensor, log_input: bool):  # type: ignore[no-untyped-def]
+    """The gradient in p: ``total`` times (log p + 1), less ``share``, the sum of log q weighted by the gradients."""
+    slope = torch.where(p > 0, total * (log_p + 1) - share, 0.0)
+    return slope * p if log_input else slope
+
+
+def _to_q(q: torch.Tensor, share: torch.Tensor, log_input: bool) -> torch.Tensor:
+    """The gradient in q: ``share`` is the sum of p weighted by the gradients."""
+    return -share if log_input else -torch.where(share == 0, 0.0, share / q)
+
+
+def _full_backward(ctx, grad):  # type: ignore[no-untyped-def]
+    x, y = ctx.saved_tensors
+    (p, log_p), (q, log_q) = _logs(x, ctx.log_input), _logs(y, ctx.log_input)
+    grad = grad.to(torch.promote_types(p.dtype, q.dtype))
+    to_p = _to_p(p, log_p, grad.sum(1, keepdim=True), grad @ log_q.to(grad.dtype), ctx.log_input)
+    to_q = _to_q(q, grad.t() @ p.to(grad.dtype), ctx.log_input)
+    return to_p.to(x.dtype), to_q.to(y.dtype)
+
+
+def _gathered_backward(ctx, grad):  # type: ignore[no-untyped-def]
+    x, y, neighbors = ctx.saved_tensors
+    (p, log_p), (q, log_q) = _logs(x, ctx.log_input), _logs(y, ctx.log_input)
+    total, of_p, of_q = torch.zeros_like(p[:, :1]), torch.zeros_like(p), torch.zeros_like(q)
+    for which, g in zip(neighbors.unbind(1), grad.to(p.dtype).unbind(1), strict=True):  # a column of pairs at a time
+        g = g[:, None]
+        if ctx.gather == "q":
+            total, of_p, of_q = total + g, of_p + g * log_q[which], of_q.index_add(0, which, g * p)
+        else:
+            total, of_p = total.index_add(0, which, g), of_p.index_add(0, which, g * log_q)
+            of_q = of_q + g * p[which]
+    to_p, to_q = _to_p(p, log_p, total, of_p, ctx.log_input), _to_q(q, of_q, ctx.log_input)
+    return to_p.to(x.dtype), to_q.to(y.dtype), None
+
+
+torch.library.register_autograd("alkernels::pairwise_kl", _full_backward, setup_context=_save)
+torch.library.register_autograd("alkernels::gathered_kl", _gathered_backward, setup_context=_save)
+
+
+def _fake_pair(p: torch.Tensor, q: torch.Tensor) -> torch.dtype:
+    torch._check(p.dim() == 2 and q.dim() == 2, lambda: "p and q must be two-dimensional")
+    torch._check(p.shape[1] == q.shape[1], lambda: "q must have as many classes as p")
+    return torch.promote_types(torch.promote_types(p.dtype, q.dtype), torch.float32)
+
+
+@torch.library.register_fake("alkernels::pairwise_kl")
+def _(p, q, *, log_input=False):  # type: ignore[no-untyped-def]
+    return p.new_empty((p.shape[0], q.shape[0]), dtype=_fake_pair(p, q))
+
+
+@torch.library.register_fake("alkernels::gathered_kl")
+def _(p, q, neighbors, *, log_input=False, gather="q"):  # type: ignore[no-untyped-def]
+    torch._check(neighbors.dim() == 2 and neighbors.shape[0] == (p if gather == "q" else q).shape[0])
+    return p.new_empty(neighbors.shape, dtype=_fake_pair(p, q))
+
+
+@torch.library.register_fake("alkernels::mean_kl")
+def _(p, q, *, log_input=False):  # type: ignore[no-untyped-def]
+    return p.new_empty(p.shape[0], dtype=_fake_pair(p, q))
+
+
+@torch.library.register_fake("alkernels::topk_kl")
+def _(p, q, k, *, largest=False, log_input=False):  # type: ignore[no-untyped-def]
+    torch._check(k >= 1, lambda: f"k must be at least 1, got {k}")
+    torch._check(k <= q.shape[0], lambda: f"k must be at most {q.shape[0]} (rows of q), got {k}")
+    shape = (p.shape[0], k)
+    return p.new_empty(shape, dtype=_fake_pair(p, q)), p.new_empty(shape, dtype=torch.int64)
+
+
+@torch.library.register_fake("alkernels::divergences")
+def _(p, q, log_input, out):  # type: ignore[no-untyped-def]
+    torch._check(p.dim() == 2 and q.dim() == 2 and p.shape[1] == q.shape[1])
+    torch._check(out.shape == (p.shape[0], q.shape[0]))
+
+
+@torch.library.register_fake("alkernels::nearest_divergences")
+def _(p, q, log_input, largest, first_row, values, indices):  # type: ignore[no-untyped-def]
+    torch._check(p.dim() == 2 and q.dim() == 2 and p.shape[1] == q.shape[1])
+    torch._check(values.shape == indices.shape)

@@ -1,0 +1,318 @@
+// KL divergences between rows of two sets of distributions, as matrix products.
+//
+//     KL(p_i || q_j) = sum_c p log p - sum_c p log q = A_i + B_j - <p_i - mean p, log q_j - mean log q>
+//
+// with A_i and B_j in float64: taking the means off leaves a product of deviations, whose rounding is small where the
+// distributions are alike, and so is the divergence. What cancels all the same is summed again in float64. The register
+// tile's epilogue adds the constants: they stand where squared norms do, and half of the deviation of log q in the
+// columns.
+//
+// 0 log 0 = 0: a class that q rules out has no share in the product, and a pair where p allows it is +inf; rows carry
+// their supports as bits, looked at only for rows of q with zeros.
+//
+// divergences writes all pairs; nearest_divergences keeps each row's k smallest (or largest) and stores no others.
+#include <torch/csrc/stable/library.h>
+
+#include "nearest.h"
+
+namespace alkernels {
+namespace {
+
+// All pairs are written as the product gives them while their error is bounded by this share of the value.
+constexpr double kRelative = 1e-4;
+
+// Some rows of distributions in float64, read as probabilities or as logarithms.
+class Distributions {
+ public:
+  Distributions(const Rows& rows, bool log_input)
+      : count(rows.count), width(rows.factor[0].width), words((width + 63) / 64) {
+    PackedTile<double> stored(rows, Metric::kEuclidean, nullptr, count);
+    stride = stored.rows().stride[0];
+    const auto size = static_cast<size_t>(count * stride);
+    p.resize(size);
+    log_p.resize(size);
+    support.resize(static_cast<size_t>(count * words));
+    has_zero.resize(static_cast<size_t>(count));
+    constexpr int64_t kRowsATask = 64;
+    parallel_tasks((count + kRowsATask - 1) / kRowsATask, [&](const auto& next) {
+      for (int64_t task; (task = next()) >= 0;) {
+        const int64_t begin = task * kRowsATask, end = std::min(count, begin + kRowsATask);
+        const double* x = stored.fill(begin, end - begin, begin).factor[0];
+        for (int64_t i = begin; i < end; ++i) {
+          for (int64_t c = 0; c < width; ++c) {
+            const auto at = static_cast<size_t>(i * stride + c);
+            const double value = log_input ? std::exp(x[at]) : x[at];
+            if (value > 0) {
+              p[at] = value;
+              log_p[at] = log_input ? x[at] : std::log(value);
+              support[static_cast<size_t>(i * words + c / 64)] |= uint64_t{1} << (c % 64);
+            } else {
+              has_zero[static_cast<size_t>(i)] = 1;  // both stay 0: no share in any sum
+            }
+          }
+        }
+      }
+    });
+  }
+
+  const double* row(const std::vector<double>& values, int64_t i) const { return values.data() + i * stride; }
+  const uint64_t* bits(int64_t i) const { return support.data() + i * words; }
+
+  // The mean of each column over at most 1024 of the rows.
+  std::vector<double> mean(const std::vector<double>& values) const {
+    const int64_t step = std::max<int64_t>(1, count / 1024);
+    std::vector<double> sum(static_cast<size_t>(stride));
+    int64_t n = 0;
+    for (int64_t i = 0; i < count; i += step, ++n) {
+      for (int64_t c = 0; c < width; ++c) sum[static_cast<size_t>(c)] += row(values, i)[c];
+    }
+    for (double& s : sum) s /= static_cast<double>(n);
+    return sum;
+  }
+
+  const int64_t count, width, words;
+  int64_t stride = 0;
+  std::vector<double> p, log_p;  // [count, stride], 0 where p is 0
+  std::vector<uint64_t> support;
+  std::vector<char> has_zero;
+};
+
+// The product form of all pairs of two sets, and the truth of single ones. sign -1: of the negated divergences.
+template <typename T>
+class Divergences {
+ public:
+  Divergences(const Rows& p_rows, const Rows& q_rows, bool log_input, double sign)
+      : p(p_rows, log_input),
+        q(q_rows, log_input),
+        sign_(sign),
+        mean_p_(p.mean(p.p)),
+        half_(half_deviations()),
+        row_source_(as_rows(p.p.data(), p.count)),
+        block_(as_rows(half_.data(), q.count), Metric::kEuclidean, nullptr),
+        share_(error_share<T>(row_source_)) {
+    columns = block_.centers();
+    norms_.assign(static_cast<size_t>((q.count + 63) / 64 * 64), T(0));
+    for (int64_t j = 0; j < q.count; ++j) {
+      double b = 0;
+      for (int64_t c = 0; c < p.width; ++c)
+        b -= mean_p_[static_cast<size_t>(c)] * half_[static_cast<size_t>(j * p.stride + c)];
+      // sign * B_j = -sum mean p (log q - mean log q), the sign and the half being in half_ already
+      norms_[static_cast<size_t>(j)] = static_cast<T>(2 * b);
+      largest_constant_ = std::max(largest_constant_, std::abs(2 * b));
+      if (q.has_zero[static_cast<size_t>(j)]) with_zeros_.push_back(j);
+    }
+    largest_norm_ = 2 * std::sqrt(static_cast<double>(block_.largest_squared_norm()));
+    columns.squared_norm = norms_.data();
+  }
+
+  // sign * KL(p_i || q_j)
+  double exact(int64_t i, int64_t j) const {
+    if (q.has_zero[static_cast<size_t>(j)] && impossible(i, j)) return sign_ * std::numeric_limits<double>::infinity();
+    const auto& dot = distance_tile<double>().dot;
+    const double* row = p.row(p.p, i);
+    return sign_ * (dot(row, p.row(p.log_p, i), p.stride) - dot(row, q.row(q.log_p, j), p.stride));
+  }
+
+  // A thread's rows of p at work.
+  class Tile {
+   public:
+    Tile(const Divergences& all, int64_t capacity)
+        : all_(all),
+          tile_(all.row_source_, Metric::kEuclidean, all.mean_p_.data(), capacity),
+          constants_(static_cast<size_t>(capacity)),
+          errors_(static_cast<size_t>(capacity)) {}
+
+    void fill(int64_t begin, int64_t count) {
+      const auto& dot = distance_tile<double>().dot;
+      rows_ = tile_.fill(begin, count);
+      for (int64_t r = 0; r < count; ++r) {
+        const double* p = all_.p.row(all_.p.p, begin + r);
+        const double a = all_.sign_ * (dot(p, all_.p.row(all_.p.log_p, begin + r), all_.p.stride) -
+                                       dot(p, all_.mean_log_q_.data(), all_.p.stride));
+        const double product = std::sqrt(static_cast<double>(rows_.squared_norm[r])) * all_.largest_norm_;
+        constants_[static_cast<size_t>(r)] = static_cast<T>(a);
+        errors_[static_cast<size_t>(r)] =
+            all_.share_ * product + 2 * static_cast<double>(std::numeric_limits<T>::epsilon()) *
+                                        (std::abs(a) + all_.largest_constant_ + product);
+      }
+      begin_ = begin;
+      rows_.squared_norm = constants_.data();
+    }
+
+    // sign * KL for rows [first, last) of the tile and columns [begin, end), impossible pairs included
+    void matrix(int64_t first, int64_t last, int64_t begin, int64_t end, T* out, int64_t ld) const {
+      distance_tile<T>().matrix(rows_, first, last, all_.columns, begin, end, out, ld);
+      auto j = std::lower_bound(all_.with_zeros_.begin(), all_.with_zeros_.end(), begin);
+      for (; j != all_.with_zeros_.end() && *j < end; ++j) {
+        for (int64_t r = first; r < last; ++r) {
+          if (all_.impossible(begin_ + r, *j))
+            out[r * ld + *j] = static_cast<T>(all_.sign_) * std::numeric_limits<T>::infinity();
+        }
+      }
+    }
+
+    double error(int64_t r) const { return errors_[static_cast<size_t>(r)]; }
+
+   private:
+    const Divergences& all_;
+    PackedTile<T> tile_;
+    PackedRows<T> rows_;
+    std::vector<T> constants_;
+    std::vector<double> errors_;
+    int64_t begin_ = 0;
+  };
+
+  Blocking blocked() const { return blocking<T>(row_source_); }
+
+  const Distributions p, q;
+  PackedCenters<T> columns;
+
+ private:
+  // Whether q_j rules out a class that p_i allows.
+  bool impossible(int64_t i, int64_t j) const {
+    const uint64_t *a = p.bits(i), *b = q.bits(j);
+    for (int64_t w = 0; w < p.words; ++w) {
+      if (a[w] & ~b[w]) return true;
+    }
+    return false;
+  }
+
+  // sign / 2 * (log q - mean log q), 0 where q is
+  std::vector<double> half_deviations() {
+    mean_log_q_ = q.mean(q.log_p);
+    std::vector<double> half(q.log_p.size());
+    for (int64_t j = 0; j < q.count; ++j) {
+      for (int64_t c = 0; c < q.width; ++c) {
+        const auto at = static_cast<size_t>(j * q.stride + c);
+        // a class that is ruled out anyway has the mean's share, which A_i takes off again
+        if (q.p[at] > 0) half[at] = sign_ / 2 * (q.log_p[at] - mean_log_q_[static_cast<size_t>(c)]);
+      }
+    }
+    return half;
+  }
+
+  Rows as_rows(const double* values, int64_t count) const {
+    Rows rows;
+    rows.factor[0] = {values, Element::kFloat64, count, p.width, p.stride, 1};
+    rows.count = count;
+    return rows;
+  }
+
+  const double sign_;
+  const std::vector<double> mean_p_;
+  std::vector<double> mean_log_q_;
+  const std::vector<double> half_;
+  const Rows row_source_;
+  const PackedBlock<T> block_;
+  const double share_;
+  std::vector<T> norms_;
+  std::vector<int64_t> with_zeros_;
+  double largest_constant_ = 0, largest_norm_ = 0;
+};
+
+template <typename T>
+void all_pairs(const Rows& p, const Rows& q, bool log_input, T* out, int64_t ld) {
+  const Divergences<T> all(p, q, log_input, 1);
+  const auto& simd = distance_tile<T>();
+  const Blocking by = all.blocked();
+  parallel_tasks((p.count + by.tile_rows - 1) / by.tile_rows, [&](const auto& next) {
+    typename Divergences<T>::Tile tile(all, by.tile_rows);
+    std::vector<int32_t> small(static_cast<size_t>(by.group));
+    for (int64_t task; (task = next()) >= 0;) {
+      const int64_t begin = task * by.tile_rows, count = std::min(by.tile_rows, p.count - begin);
+      tile.fill(begin, count);
+      T* to = out + begin * ld;
+      for (int64_t first = 0; first < q.count; first += by.group) {
+        const int64_t last = std::min(q.count, first + by.group);
+        for (int64_t row = 0; row < count; row += simd.rows) {
+          const int64_t end = std::min(count, row + simd.rows);
+          tile.matrix(row, end, first, last, to, ld);
+          for (int64_t r = row; r < end; ++r) {
+            T* values = to + r * ld + first;
+            const T limit =
+                static_cast<T>(std::min(tile.error(r) / kRelative, static_cast<double>(std::numeric_limits<T>::max())));
+            const int64_t n = simd.at_most(values, last - first, limit, small.data());
+            for (int64_t i = 0; i < n; ++i)
+              values[small[static_cast<size_t>(i)]] =
+                  static_cast<T>(all.exact(begin + r, first + small[static_cast<size_t>(i)]));
+          }
+        }
+      }
+    }
+  });
+}
+
+template <typename T>
+void nearest(const Rows& p, const Rows& q, bool log_input, bool largest, int64_t first_row, int64_t k, double* values,
+             int64_t* indices) {
+  const Divergences<T> all(p, q, log_input, largest ? -1 : 1);
+  const auto& simd = distance_tile<T>();
+  const Blocking by = all.blocked();
+  const int64_t ld = (std::min(by.group, q.count) + simd.lanes - 1) / simd.lanes * simd.lanes;
+  parallel_tasks((p.count + by.tile_rows - 1) / by.tile_rows, [&](const auto& next) {
+    typename Divergences<T>::Tile tile(all, by.tile_rows);
+    std::vector<NearestList<T>> lists(static_cast<size_t>(by.tile_rows));
+    std::vector<T> matrix(static_cast<size_t>(simd.rows * ld));
+    std::vector<int32_t> hits(static_cast<size_t>(ld));
+    for (int64_t task; (task = next()) >= 0;) {
+      const int64_t begin = task * by.tile_rows, count = std::min(by.tile_rows, p.count - begin);
+      tile.fill(begin, count);
+      for (int64_t r = 0; r < count; ++r)
+        lists[static_cast<size_t>(r)].begin(k, tile.error(r), values + (begin + r) * k, indices + (begin + r) * k);
+      for (int64_t first = 0; first < q.count; first += by.group) {
+        const int64_t last = std::min(q.count, first + by.group);
+        for (int64_t row = 0; row < count; row += simd.rows) {
+          const int64_t end = std::min(count, row + simd.rows);
+          tile.matrix(row, end, first, last, matrix.data() - row * ld - first, ld);
+          for (int64_t r = row; r < end; ++r)
+            lists[static_cast<size_t>(r)].screen(matrix.data() + (r - row) * ld, last - first, first, hits.data());
+        }
+      }
+      for (int64_t r = 0; r < count; ++r)
+        lists[static_cast<size_t>(r)].finish(first_row, [&](int64_t j) { return all.exact(begin + r, j); });
+    }
+  });
+}
+
+Rows distributions_of(const Tensor& t, const char* op, const char* name) {
+  return rows_of(t, std::nullopt, Metric::kEuclidean, op, name);
+}
+
+void divergences_cpu(Tensor p, Tensor q, bool log_input, Tensor out) {
+  constexpr const char* kOp = "divergences";
+  const Rows left = distributions_of(p, kOp, "p"), right = distributions_of(q, kOp, "q");
+  check_alike(left, right, kOp, "q");
+  STD_TORCH_CHECK(out.dim() == 2 && out.size(0) == left.count && out.size(1) == right.count && out.stride(1) == 1, kOp,
+                  ": out must be [rows of p, rows of q] with rows in one piece");
+  const ScalarType type = out.scalar_type();
+  STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double, kOp,
+                  ": out must be float32 or float64, got ", torch::headeronly::toString(type));
+  if (left.count == 0 || right.count == 0) return;
+  if (type == ScalarType::Double) {
+    all_pairs<double>(left, right, log_input, out.mutable_data_ptr<double>(), out.stride(0));
+  } else {
+    all_pairs<float>(left, right, log_input, out.mutable_data_ptr<float>(), out.stride(0));
+  }
+}
+
+void nearest_divergences_cpu(Tensor p, Tensor q, bool log_input, bool largest, int64_t first_row, Tensor values,
+                             Tensor indices) {
+  constexpr const char* kOp = "nearest_divergences";
+  const Rows left = distributions_of(p, kOp, "p"), right = distributions_of(q, kOp, "q");
+  check_alike(left, right, kOp, "q");
+  check_lists(values, indices, left.count, kOp);
+  const int64_t k = values.size(1);
+  if (left.count == 0 || right.count == 0 || k == 0) return;
+  (left.wide || right.wide ? nearest<double> : nearest<float>)(left, right, log_input, largest, first_row, k,
+                                                               values.mutable_data_ptr<double>(),
+                                                               indices.mutable_data_ptr<int64_t>());
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(alkernels, CPU, m) {
+  m.impl("divergences", TORCH_BOX(&divergences_cpu));
+  m.impl("nearest_divergences", TORCH_BOX(&nearest_divergences_cpu));
+}
+
+}  // namespace alkernels
