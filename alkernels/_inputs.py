@@ -345,9 +345,10 @@ def check_start(start: Any, pool: Pool) -> int | None:
     return start
 
 
-def check_metric(metric: Any, pool: Pool) -> str:
-    if metric not in ("euclidean", "cosine"):
-        raise ValueError(f"metric must be 'euclidean' or 'cosine', got {metric!r}")
+def check_metric(metric: Any, pool: Pool, allowed: tuple[str, ...] = ("euclidean", "cosine")) -> str:
+    if not isinstance(metric, str) or metric not in allowed:
+        names = [repr(name) for name in allowed]
+        raise ValueError(f"metric must be {', '.join(names[:-1])} or {names[-1]}, got {metric!r}")
     if len(pool.widths) == 2:
         if metric != "euclidean":
             raise ValueError(f"metric must be 'euclidean' for a pair of factors, got {metric!r}")

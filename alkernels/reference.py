@@ -14,9 +14,10 @@ Rows = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
 
 
 class _Metric:
-    """Squared distances from all rows to one row: ``n_i + n_c - 2 prod_f <x_i^f, c^f>``."""
+    """Squared distances from all rows to one row: ``n_i + n_c - 2 prod_f <x_i^f, c^f>``; or symmetric KL."""
 
     def __init__(self, features: Rows, labeled: Rows | None, metric: str) -> None:
+        self.symmetric_kl = metric == "symmetric_kl"
         self.pool = self._prepare(features, metric)
         self.labeled = None if labeled is None else self._prepare(labeled, metric)
         self.norms = self._norms(self.pool, metric)
@@ -26,6 +27,8 @@ class _Metric:
     def _prepare(rows: Rows, metric: str) -> tuple[torch.Tensor, ...]:
         if isinstance(rows, tuple):
             return rows
+        if metric == "symmetric_kl":
+            return rows, rows.log()
         if metric == "cosine":
             length = rows.norm(dim=1, keepdim=True)
             return (torch.where(length > 0, rows / length, torch.zeros_like(rows)),)
@@ -45,6 +48,9 @@ class _Metric:
         return self._to([f[j] for f in self.labeled], self.labeled_norms[j])
 
     def _to(self, center: list[torch.Tensor], norm: torch.Tensor) -> torch.Tensor:
+        if self.symmetric_kl:
+            (p, log_p), (q, log_q) = self.pool, center
+            return torch.where(p == q, 0.0, (p - q) * (log_p - log_q)).sum(1) / 2
         product = self.pool[0] @ center[0]
         for factor, c in zip(self.pool[1:], center[1:], strict=True):
             product = product * (factor @ c)
@@ -77,7 +83,7 @@ def k_center_greedy(
         torch.minimum(d2, distance.to_pick(pick), out=d2)
         d2[pick] = -1
     scores = torch.stack(squared) if squared else d2.new_empty(0)
-    scores = scores / 2 if metric == "cosine" else scores.sqrt()
+    scores = {"cosine": lambda: scores / 2, "euclidean": scores.sqrt, "symmetric_kl": lambda: scores}[metric]()
     return Selection(torch.tensor(picks, dtype=torch.int64, device=d2.device), scores)
 
 

@@ -383,7 +383,7 @@ def bad(rng):
             (x, 2),
             {"metric": "manhattan"},
             ValueError,
-            "metric must be 'euclidean' or 'cosine', got 'manhattan'",
+            "metric must be 'euclidean', 'cosine' or 'symmetric_kl', got 'manhattan'",
         ),
         "width of labeled": (
             (x, 2),

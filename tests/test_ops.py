@@ -123,7 +123,7 @@ def test_ops_check_for_themselves():
     for args, message in [
         ((x[0], None, x, None, None, 0, 0, 1.0, d2, error, None), "rows must be two-dimensional"),
         ((x, None, x[:, :2], None, None, 0, 0, 1.0, d2, error, None), "centers must be as wide as rows, got 2 and 3"),
-        ((x, None, x, None, None, 7, 0, 1.0, d2, error, None), "metric must be 0, 1 or 2, got 7"),
+        ((x, None, x, None, None, 7, 0, 1.0, d2, error, None), "metric must be 0, 1, 2 or 3, got 7"),
         ((x, None, x, None, None, 2, 0, 1.0, d2, error, None), "rows must be two tensors"),
         ((x, None, x, None, None, 0, 0, 1.0, d2[:4], error, None), "d2 must be a vector of 5"),
         (

@@ -62,12 +62,13 @@ def bald(probs: Array, *, log_input: bool = False) -> Array:
 
 def information(probs: Probabilities) -> tuple[torch.Tensor, torch.Tensor]:
     """BALD of each row, and the mean entropy of its draws, in float64. One pass."""
-    k, options = probs.shape[1], {"dtype": torch.float64, "device": probs.device}
-    scores, noise = torch.empty(probs.count, **options), torch.empty(probs.count, **options)
-    mean, each = torch.full((1, k), 1 / k, **options), torch.eye(k, **options)
+    k = int(probs.shape[1])
+    each = torch.eye(k, dtype=torch.float64, device=probs.device)
+    share = each.new_full((k,), 1 / k)
+    scores, noise = each.new_empty(probs.count), each.new_empty(probs.count)
     for begin, end, tile in probs.tiles(torch.float64 if probs.log_input else None):
-        noise[begin:end] = conditional_entropy(tile, each, torch.full((k,), 1 / k, **options), wide=True)
-        scores[begin:end] = conditional_entropy(tile, mean, torch.ones(1, **options), wide=True)
+        noise[begin:end] = conditional_entropy(tile, each, share, wide=True)
+        scores[begin:end] = conditional_entropy(tile, share[None], each.new_ones(1), wide=True)
     return scores.sub_(noise).clamp_(min=0), noise
 
 

@@ -142,7 +142,7 @@ class Configurations:
         num_samples: int,
         generator: torch.Generator | int | None,
     ) -> None:
-        _, self.draws, self.classes = probs.shape
+        self.draws = int(probs.shape[1])
         self.weights = torch.full((1, self.draws), 1 / self.draws, dtype=torch.float64, device=probs.device)
         self.mass = torch.ones(1, dtype=torch.float64, device=probs.device)
         self.entropy = 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -17,8 +18,11 @@ from alkernels._inputs import (
     check_start,
     seed_of,
 )
+from alkernels._probabilities import Probabilities
 from alkernels.ops.running_distances import RunningDistances, pair
 from alkernels.ops.selection import Run, compiled, fake_selection, finished, first_centers, library, op_inputs, result
+
+METRICS = ("euclidean", "cosine", "symmetric_kl")
 
 
 def k_center_greedy(
@@ -49,8 +53,10 @@ def k_center_greedy(
         Rows that are centres already.
     start : int, optional
         The first pick. By default the row farthest from `labeled`; without labelled rows, one drawn by `generator`.
-    metric : {"euclidean", "cosine"}, default "euclidean"
-        ``cosine`` is ``1 - cos``; a row of zeros is at distance 1 from all others. A pair takes ``euclidean`` only.
+    metric : {"euclidean", "cosine", "symmetric_kl"}, default "euclidean"
+        ``cosine`` is ``1 - cos``; a row of zeros is at distance 1 from all others. ``symmetric_kl``, of rows that are
+        distributions, is ``(KL(p || q) + KL(q || p)) / 2`` in nats, as contextual diversity has it; infinite where one
+        rules out a class that the other allows. A pair takes ``euclidean`` only.
     generator : torch.Generator or int, optional
         Draws the first pick where neither `labeled` nor `start` decides it. Default: torch's global generator.
     return_distances : bool, default False
@@ -63,13 +69,14 @@ def k_center_greedy(
     Selection or CoverSelection
         ``indices`` (k,) int64, distinct, in the order picked; ``scores`` (k,), the distance to the nearest centre when
         picked, non-increasing after `start`, ``inf`` for the first of an empty start. With `return_distances` also
-        ``distances`` (N,), whose maximum is the cover radius, and ``nearest`` (N,). Distances
-        are float64. Tensors for tensors, NumPy for NumPy.
+        ``distances`` (N,), whose maximum is the cover radius, and ``nearest`` (N,), -1 where all centres are infinitely
+        far. Distances are float64. Tensors for tensors, NumPy for NumPy.
 
     Raises
     ------
     ValueError
-        `k`, `start` or `metric` out of range, shapes that disagree, NaN or infinity.
+        `k`, `start` or `metric` out of range, shapes that disagree, NaN or infinity; for ``symmetric_kl`` rows that do
+        not sum to 1 within 1e-3 or hold negative numbers.
     TypeError
         A pool that is not floating-point, an argument of the wrong type.
 
@@ -77,12 +84,14 @@ def k_center_greedy(
     -----
     Each pick's true distance is at least ``1 - 1e-5`` of the largest at that step; on data whose products are exact in
     float32 (small integers) the picks are those of the sequential rule. About ``2 N D k`` operations in a few dozen
-    passes; memory beyond the pool ``O(N + m D + m²)``, ``m <= 1024``. Not differentiable: features are detached.
+    passes (four times that for ``symmetric_kl``, which is computed in float64); memory beyond the pool
+    ``O(N + m D + m²)``, ``m <= 1024``. Not differentiable: features are detached.
 
     References
     ----------
     .. [1] T. F. Gonzalez. Clustering to minimize the maximum intercluster distance. Theor. Comput. Sci. 38, 1985.
     .. [2] O. Sener and S. Savarese. Active learning for convolutional neural networks: a core-set approach. ICLR 2018.
+    .. [3] S. Agarwal, H. Arora, S. Anand, C. Arora. Contextual diversity for active learning. ECCV 2020.
 
     Examples
     --------
@@ -94,15 +103,29 @@ def k_center_greedy(
     if torch.compiler.is_compiling():
         return compiled("k_center_greedy", features, k, labeled, start, generator, return_distances, metric=metric)
     pool = check_pool(features)
-    metric = check_metric(metric, pool)
+    metric = check_metric(metric, pool, METRICS)
     k, start, rows = check_k(k, pool), check_start(start, pool), check_labeled(labeled, pool)
+    if metric == "symmetric_kl":
+        check_distributions(features, labeled)
     run = select(pool, k, rows, start, metric, generator, track=return_distances, progress=progress)
     return result(run, lambda squared: to_distance(squared, metric), return_distances)
 
 
 def to_distance(squared: torch.Tensor, metric: str) -> torch.Tensor:
-    """Squared distances (of rows of length one for cosine, so 2 - 2 cos) in the unit of the scores; in place."""
+    """Squared distances (of rows of length one for cosine, so 2 - 2 cos) in the unit of the scores; in place.
+
+    Symmetric KL stands where squared distances do, and is its own unit.
+    """
+    if metric == "symmetric_kl":
+        return squared
     return squared.div_(2) if metric == "cosine" else squared.sqrt_()
+
+
+def check_distributions(features: RowsLike, labeled: RowsLike | None) -> None:
+    """Raises where a row of the pool or of the labelled set is none."""
+    for rows, name in ((features, "features"), (labeled, "labeled")):
+        if isinstance(rows, (torch.Tensor, np.ndarray)):
+            Probabilities(rows, name, 2, False).check()
 
 
 def select(
@@ -145,7 +168,9 @@ def select(
 @torch.library.impl(library, "k_center_greedy", "CompositeExplicitAutograd")
 def _(features, features2, k, *, labeled=None, labeled2=None, start=-1, metric="euclidean", seed=0):  # type: ignore[no-untyped-def]
     pool, k, rows, first = op_inputs(features, features2, k, labeled, labeled2, start)
-    metric = check_metric(metric, pool)
+    metric = check_metric(metric, pool, METRICS)
+    if metric == "symmetric_kl":
+        check_distributions(features, labeled)
     run = select(pool, k, rows, first, metric, seed, track=True, progress=False)
     return tuple(result(run, lambda squared: to_distance(squared, metric), True))
 

@@ -67,7 +67,7 @@ def pairwise_kl(
 
     Notes
     -----
-    ``0 log 0 = 0``, and ``+inf`` where a class has ``q = 0 < p``. All pairs come out of one matrix product of deviations
+    ``0 log 0 = 0``, and ``+inf`` where a class has ``q = 0 < p``. All pairs come out of a matrix product of deviations
     from the means, each within 1e-4 of its own value (float64 input: 1e-12): what would lose more to cancellation is
     summed again in float64. Reductions and gathered pairs are float64 sums, and so is what decides among the smallest.
     The mean needs no pairs at all. Memory beyond input and result: 100 MB.
@@ -90,8 +90,8 @@ def pairwise_kl(
         raise ValueError(f"k must be given with reduce='topk', and only then, got k={k!r} and reduce={reduce!r}")
     if gather not in ("q", "p"):
         raise ValueError(f"gather must be 'q' or 'p', got {gather!r}")
-    tensors = isinstance(p, torch.Tensor) and isinstance(q, torch.Tensor)
-    if torch.compiler.is_compiling() or (reduce is None and tensors and (p.requires_grad or q.requires_grad)):
+    learned = any(isinstance(x, torch.Tensor) and x.requires_grad for x in (p, q)) and torch.is_grad_enabled()
+    if torch.compiler.is_compiling() or (reduce is None and learned):
         ops = torch.ops.alkernels
         if neighbors is not None:
             return ops.gathered_kl(p, q, torch.as_tensor(neighbors), log_input=log_input, gather=gather)

@@ -12,7 +12,7 @@ from alkernels._inputs import Factors, Pool
 
 # Of the largest squared distance; kTolerance in csrc/cpu/metric_rows.h.
 TOLERANCE = 1e-5
-METRICS = {"euclidean": 0, "cosine": 1, "outer": 2}
+METRICS = {"euclidean": 0, "cosine": 1, "outer": 2, "symmetric_kl": 3}
 
 # One call of the kernel takes about this many operations (0.05 to 0.5 s), so that Ctrl-C is noticed between calls ...
 _OPERATIONS_A_CALL = 1.5e10
@@ -34,7 +34,8 @@ class RunningDistances:
     Parameters
     ----------
     pool : Pool
-    metric : {"euclidean", "cosine", "outer"}
+    metric : {"euclidean", "cosine", "outer", "symmetric_kl"}
+        The last stands where squared distances do.
     track : bool
         Also keep each row's nearest centre.
 
@@ -136,14 +137,17 @@ class RunningDistances:
             centers = tuple(
                 torch.empty(t.shape, dtype=dtype, device=t.device) for t, dtype in zip(tile, dtypes, strict=True)
             )
-            of_pick = nearest >= labels
-            for pool, rows, mask in ((self.pool, picks, of_pick), (self.labeled, None, ~of_pick)):
+            of_pick, of_none = nearest >= labels, nearest < 0
+            for pool, rows, mask in ((self.pool, picks, of_pick), (self.labeled, None, ~of_pick & ~of_none)):
                 which = nearest[mask]
                 if pool is not None and len(which):
                     index = which if rows is None else rows[which - labels]
                     for center, found in zip(centers, pool.gather(index), strict=True):
                         center[mask] = found.to(center.dtype)  # the wider of the pool's and the labelled set's
+            for center, factor in zip(centers, tile, strict=True):
+                center[of_none] = factor[of_none].to(center.dtype)
             out[begin:end] = torch.ops.alkernels.paired_distances(*pair(tile), *pair(centers), self.metric)
+            out[begin:end][of_none] = torch.inf
         out[picks] = 0.0
         return out
 
@@ -162,7 +166,12 @@ class RunningDistances:
             self._lower_tile(
                 tile, centers, self.centers, self.level, self.d2[begin:end], self.error[begin:end], nearest
             )
-        if self.passes == 0 and not all(bool(torch.isfinite(t).all()) for t in (self.d2, *centers)):
+        # (a symmetric KL may be infinite, and its rows were checked before)
+        if (
+            self.passes == 0
+            and self.metric != METRICS["symmetric_kl"]
+            and not all(bool(torch.isfinite(t).all()) for t in (self.d2, *centers))
+        ):
             self.pool.check_finite()
             row = int((~torch.isfinite(self.d2)).nonzero()[0])
             raise ValueError(

@@ -11,7 +11,7 @@ class BlockDistances {
   BlockDistances(const Rows& rows, Metric metric, const double* shift)
       : count_(rows.count),
         metric_(metric),
-        share_(error_share<T>(rows)),
+        share_(error_share<T>(rows, metric)),
         block_(rows, metric, shift),
         matrix_(static_cast<size_t>(rows.count * rows.count)) {
     constexpr int64_t kRowsATask = 24;
@@ -28,12 +28,14 @@ class BlockDistances {
   void lower(int64_t j, double level, double* d2) const {
     const PackedRows<T>& rows = block_.rows();
     const T* row = matrix_.data() + j * count_;
-    const double norm = static_cast<double>(rows.squared_norm[j]);
+    const double norm = static_cast<double>(rows.squared_length[j]);
     const double allowed = kTolerance * level;
     const bool usable = norm < kLargestNorm<T>;
-    const auto known = [&](int64_t i) { return usable && static_cast<double>(rows.squared_norm[i]) < kLargestNorm<T>; };
+    const auto known = [&](int64_t i) {
+      return usable && static_cast<double>(rows.squared_length[i]) < kLargestNorm<T>;
+    };
     const auto bound = [&](int64_t i) {
-      return share_ * (norm + static_cast<double>(rows.squared_norm[i])) + kTinySquare;
+      return share_ * (norm + static_cast<double>(rows.squared_length[i])) + kTinySquare;
     };
     constexpr int64_t kStep = 16;  // few rows change at a pick: look at many at once, in a loop without branches
     for (int64_t begin = 0; begin < count_; begin += kStep) {

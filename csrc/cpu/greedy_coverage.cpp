@@ -50,7 +50,7 @@ void gains(const Rows& pool, const double* weights, const double* covered, const
   const auto& simd = distance_tile<T>();
   const Metric metric = metric_for(kind);
   const PackedBlock<T> block(candidates, metric, shift);
-  const double share = kBound ? error_share<T>(pool) : 0;
+  const double share = kBound ? error_share<T>(pool, metric) : 0;
   SimilarityOf<T> similarity;
   if constexpr (kBound) {
     similarity = at_least(kind, bandwidth);

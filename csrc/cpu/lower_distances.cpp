@@ -63,8 +63,8 @@ class Refiner {
       const PackedRows<double>& x = exact_.fill(row_[r], 1);
       const T* d = matrix_.data() + r * count;
       const auto bound = [&](int64_t j) {
-        const double n_i = static_cast<double>(rows.squared_norm[r]);
-        const double n_j = static_cast<double>(block_.centers().squared_norm[j]);
+        const double n_i = static_cast<double>(rows.squared_length[r]);
+        const double n_j = static_cast<double>(block_.rows().squared_length[j]);
         if (!(n_i < kLargestNorm<T> && n_j < kLargestNorm<T>)) return std::numeric_limits<double>::infinity();
         return share_ * (n_i + n_j) + kTinySquare;
       };
@@ -104,10 +104,10 @@ void lower(const Rows& pool, const Rows& block_rows, const double* shift, Metric
   const int64_t tiles = (pool.count + tile_rows - 1) / tile_rows;
   const int64_t task_rows = std::clamp<int64_t>(tiles / 32, 1, kTilesATask) * tile_rows;
 
-  const double share = error_share<T>(pool);
-  const double largest_norm = static_cast<double>(block.largest_squared_norm());
+  const double share = error_share<T>(pool, metric);
+  const double largest_norm = static_cast<double>(block.largest_squared_length());
   const double allowed = std::min(kTolerance * level, static_cast<double>(std::numeric_limits<float>::max()));
-  const bool track = state.nearest != nullptr;
+  const bool track = state.nearest != nullptr, triangle = has_triangle(metric);
 
   parallel_tasks((pool.count + task_rows - 1) / task_rows, [&](const auto& next) {
     PackedTile<T> tile(pool, metric, shift, tile_rows);
@@ -124,16 +124,19 @@ void lower(const Rows& pool, const Rows& block_rows, const double* shift, Metric
       for (int64_t r = 0; r < count; ++r) {
         const double old = state.d2[begin + r];
         if (old <= 0) continue;  // picked, or at a centre already
-        const double norm = static_cast<double>(rows.squared_norm[r]);
-        const double found = norm + static_cast<double>(best[static_cast<size_t>(r)]);
+        const double norm = static_cast<double>(rows.squared_length[r]);
+        const double found =
+            static_cast<double>(rows.squared_norm[r]) + static_cast<double>(best[static_cast<size_t>(r)]);
         if (!(norm < kLargestNorm<T> && largest_norm < kLargestNorm<T>)) {
           refiner.add(rows, r, begin + r, first_center, state);
           continue;
         }
-        if (found >= old + share * (norm + largest_norm) + kTinySquare) continue;  // most rows, before any square root
-        const double reach = error_bound(share, norm, old, largest_norm);
+        const double widest = share * (norm + largest_norm) + kTinySquare;
+        if (found >= old + widest) continue;  // most rows, before any square root
+        const double reach = triangle ? error_bound(share, norm, old, largest_norm) : widest;
         if (found >= old + reach) continue;
-        const double error = found < old ? error_bound(share, norm, std::max(found, 0.0) + reach, largest_norm) : reach;
+        const double error =
+            !triangle || found >= old ? reach : error_bound(share, norm, std::max(found, 0.0) + reach, largest_norm);
         if (!(error <= allowed)) {
           refiner.add(rows, r, begin + r, first_center, state);
         } else {

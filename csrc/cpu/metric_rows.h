@@ -65,6 +65,7 @@ inline Rows rows_of(const Tensor& first, const std::optional<Tensor>& second, Me
                     rows.count, " and ", second->size(0));
   }
   for (int f = 0; f < rows.factors; ++f) rows.wide |= rows.factor[f].element == Element::kFloat64;
+  rows.wide |= metric == Metric::kSymmetricKl;  // logarithms are large beside the divergences that matter
   return rows;
 }
 
@@ -76,7 +77,7 @@ inline void check_alike(const Rows& rows, const Rows& others, const char* op, co
 }
 
 inline Metric metric_of(int64_t value, const char* op) {
-  STD_TORCH_CHECK(value >= 0 && value <= 2, op, ": metric must be 0, 1 or 2, got ", value);
+  STD_TORCH_CHECK(value >= 0 && value <= 3, op, ": metric must be 0, 1, 2 or 3, got ", value);
   return static_cast<Metric>(value);
 }
 
@@ -85,6 +86,11 @@ inline const double* shift_of(const std::optional<Tensor>& shift, const Rows& ro
   check_vector(*shift, ScalarType::Double, rows.factor[0].width, op, "shift");
   return shift->const_data_ptr<double>();
 }
+
+// Stands for the logarithm of a probability of zero. It drives a divergence that it has a share in above any that is
+// finite (754 at most), and its square, a row's squared length, to infinity: such rows are measured one by one.
+constexpr double kLogOfZero = -1e300;
+constexpr double kInfiniteKl = 1e9;
 
 // Some consecutive rows, packed. Owns its memory; fill() may be called again for other rows.
 template <typename T>
@@ -95,12 +101,17 @@ class PackedTile {
     const int64_t lanes = distance_tile<T>().lanes;
     packed_.factors = rows.factors;
     for (int f = 0; f < rows.factors; ++f) {
-      packed_.width[f] = rows.factor[f].width;
-      packed_.stride[f] = (rows.factor[f].width + lanes - 1) / lanes * lanes;
+      packed_.width[f] = rows.factor[f].width * (metric == Metric::kSymmetricKl ? 2 : 1);
+      packed_.stride[f] = (packed_.width[f] + lanes - 1) / lanes * lanes;
       memory_[f].reset(new T[static_cast<size_t>(capacity * packed_.stride[f])]);  // pages are touched by fill()
       packed_.factor[f] = memory_[f].get();
     }
     packed_.squared_norm = squared_norm_.data();
+    packed_.squared_length = packed_.squared_norm;
+    if (metric == Metric::kSymmetricKl) {
+      squared_length_.resize(static_cast<size_t>(capacity));
+      packed_.squared_length = squared_length_.data();
+    }
     if (rows.factors == 2) second_norm_.resize(static_cast<size_t>(capacity));
     shift_.resize(static_cast<size_t>(std::max(packed_.stride[0], packed_.stride[1])));
     if (shift) std::copy_n(shift, rows.factor[0].width, shift_.begin());
@@ -122,6 +133,7 @@ class PackedTile {
         squared_norm_[to] = usable(0, at + r) && usable(1, at + r) ? squared_norm_[to] * second_norm_[to]
                                                                    : std::numeric_limits<T>::quiet_NaN();
       if (metric_ == Metric::kCosine) scale_to_unit(begin + r, at + r);
+      if (metric_ == Metric::kSymmetricKl) append_logarithms(at + r);
     }
     return packed_;
   }
@@ -133,6 +145,7 @@ class PackedTile {
       std::copy_n(other.factor[f] + r * stride, stride, packed_.factor[f] + at * stride);
     }
     packed_.squared_norm[at] = other.squared_norm[r];
+    packed_.squared_length[at] = other.squared_length[r];
   }
 
   const PackedRows<T>& rows() const { return packed_; }
@@ -170,12 +183,32 @@ class PackedTile {
     for (int64_t c = 0; c < width; ++c) row[c] = static_cast<T>(x[static_cast<size_t>(c)] * scale);
   }
 
+  // Makes a row p of symmetric KL (p, log p) / 2.
+  void append_logarithms(int64_t r) {
+    T* p = packed_.factor[0] + r * packed_.stride[0];
+    const int64_t classes = packed_.width[0] / 2, lanes = distance_tile<T>().lanes;
+    logarithms_.assign(static_cast<size_t>((classes + lanes - 1) / lanes * lanes), T(1));
+    std::copy_n(p, classes, logarithms_.begin());
+    distance_tile<T>().log(static_cast<int64_t>(logarithms_.size()), logarithms_.data());
+    T norm = 0, length = 0;
+    for (int64_t c = 0; c < classes; ++c) {
+      T log = logarithms_[static_cast<size_t>(c)];
+      if (!(p[c] >= std::numeric_limits<T>::min())) log = p[c] > 0 ? std::log(p[c]) : static_cast<T>(kLogOfZero);
+      norm += p[c] * log / 2;
+      p[classes + c] = log / 2;
+      p[c] /= 2;
+      length += p[c] * p[c] + p[classes + c] * p[classes + c];
+    }
+    squared_norm_[static_cast<size_t>(r)] = norm;
+    squared_length_[static_cast<size_t>(r)] = length;
+  }
+
   const Rows rows_;
   const Metric metric_;
   const int64_t capacity_;
   std::vector<T> shift_;  // zeros where the metric has none
   std::unique_ptr<T[]> memory_[kMaxFactors];
-  std::vector<T> squared_norm_, second_norm_;
+  std::vector<T> squared_norm_, second_norm_, squared_length_, logarithms_;
   PackedRows<T> packed_;
 };
 
@@ -241,20 +274,24 @@ class PackedBlock {
           interleave(plain.factor[f] + first * plain.stride[f], plain.stride[f], count, plain.width[f], lanes,
                      interleaved_[f].data() + first * plain.width[f]);
         }
+        if (metric == Metric::kSymmetricKl) {  // (log q, q), to meet (p, log p)
+          T* panel = interleaved_[0].data() + first * plain.width[0];
+          std::swap_ranges(panel, panel + plain.width[0] / 2 * lanes, panel + plain.width[0] / 2 * lanes);
+        }
       }
     });
     squared_norm_.assign(static_cast<size_t>(padded), std::numeric_limits<T>::infinity());
     std::copy_n(plain.squared_norm, rows.count, squared_norm_.begin());
     centers_.squared_norm = squared_norm_.data();
     for (int64_t j = 0; j < rows.count; ++j) {
-      const T norm = plain.squared_norm[j];
-      largest_ = std::isnan(norm) ? std::numeric_limits<T>::infinity() : std::max(largest_, norm);
+      const T length = plain.squared_length[j];
+      largest_ = std::isnan(length) ? std::numeric_limits<T>::infinity() : std::max(largest_, length);
     }
   }
 
   const PackedCenters<T>& centers() const { return centers_; }
   const PackedRows<T>& rows() const { return tile_.rows(); }
-  T largest_squared_norm() const { return largest_; }
+  T largest_squared_length() const { return largest_; }
 
   const PackedRows<double>& exact() const {
     std::call_once(exact_once_, [this] { exact_.fill(0, centers_.count); });
@@ -309,6 +346,12 @@ inline double exact_distance(Metric metric, const PackedRows<double>& x, int64_t
     const double d = uu * hh + bb * vv + 2 * ub * vh;
     return d < 0 ? 0 : d;  // NaN stays NaN
   }
+  if (metric == Metric::kSymmetricKl) {
+    const int64_t classes = x.width[0] / 2;
+    double sum = 0;  // no term is negative: nothing cancels
+    for (int64_t k = 0; k < classes; ++k) sum += (a[k] - b[k]) * (a[classes + k] - b[classes + k]);
+    return sum < kInfiniteKl ? 2 * sum : std::numeric_limits<double>::infinity();
+  }
   if (metric == Metric::kCosine) {
     if (tile.dot(a, a, x.stride[0]) == 0 || tile.dot(b, b, x.stride[0]) == 0) return 2;
     if (std::isnan(x.squared_norm[i] + c.squared_norm[j])) return std::numeric_limits<double>::quiet_NaN();
@@ -323,10 +366,10 @@ constexpr double kTinySquare = 1e-36;
 // unit rounding error, above what the worst data gave (all summands of one sign and size, where roundings add up along
 // a run of 32 features, a span of 16 runs and the spans). tests/test_error_bound.py holds it against float64.
 template <typename T>
-double error_share(const Rows& rows) {
+double error_share(const Rows& rows, Metric metric) {
   double multiples = 0;
   for (int f = 0; f < rows.factors; ++f) {
-    const auto width = static_cast<double>(rows.factor[f].width);
+    const auto width = static_cast<double>(rows.factor[f].width * (metric == Metric::kSymmetricKl ? 2 : 1));
     multiples += 6 + (width <= 64 ? width : 32.0) / 5 + std::min(width, 512.0) / 128 + width / 1024;
   }
   return multiples * static_cast<double>(std::numeric_limits<T>::epsilon()) / 2;
@@ -337,6 +380,9 @@ double error_share(const Rows& rows) {
 inline double error_bound(double share, double norm, double d2, double largest_norm) {
   return share * (norm + std::min(largest_norm, norm + d2 + 2 * std::sqrt(norm * d2))) + kTinySquare;
 }
+
+// Whether error_bound holds: symmetric KL has no triangle.
+inline bool has_triangle(Metric metric) { return metric != Metric::kSymmetricKl; }
 
 // Norms up to this leave room for sums and products in T; rows or centres beyond it are measured in float64.
 template <typename T>

@@ -18,7 +18,7 @@ class NearestList {
     error_ = error;
     values_ = values;
     indices_ = indices;
-    limit_ = static_cast<size_t>(2 * k + 64);
+    limit_ = static_cast<size_t>(2 * k + 16);
     found_.clear();
     ceiling_ = up(values[k - 1] + error);
   }

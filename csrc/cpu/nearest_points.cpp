@@ -16,8 +16,8 @@ void nearest(const Rows& queries, const Rows& points, const double* shift, Metri
              int64_t k, double* values, int64_t* indices) {
   const auto& simd = distance_tile<T>();
   const PackedBlock<T> block(points, metric, shift);
-  const double share = error_share<T>(queries);
-  const double largest = static_cast<double>(block.largest_squared_norm());
+  const double share = error_share<T>(queries, metric);
+  const double largest = static_cast<double>(block.largest_squared_length());
   const Blocking by = blocking<T>(queries);
   const int64_t ld = (std::min(by.group, points.count) + simd.lanes - 1) / simd.lanes * simd.lanes;
   parallel_tasks((queries.count + by.tile_rows - 1) / by.tile_rows, [&](const auto& next) {

@@ -89,7 +89,7 @@ class Divergences {
         half_(half_deviations()),
         row_source_(as_rows(p.p.data(), p.count)),
         block_(as_rows(half_.data(), q.count), Metric::kEuclidean, nullptr),
-        share_(error_share<T>(row_source_)) {
+        share_(error_share<T>(row_source_, Metric::kEuclidean)) {
     columns = block_.centers();
     norms_.assign(static_cast<size_t>((q.count + 63) / 64 * 64), T(0));
     for (int64_t j = 0; j < q.count; ++j) {
@@ -101,7 +101,7 @@ class Divergences {
       largest_constant_ = std::max(largest_constant_, std::abs(2 * b));
       if (q.has_zero[static_cast<size_t>(j)]) with_zeros_.push_back(j);
     }
-    largest_norm_ = 2 * std::sqrt(static_cast<double>(block_.largest_squared_norm()));
+    largest_norm_ = 2 * std::sqrt(static_cast<double>(block_.largest_squared_length()));
     columns.squared_norm = norms_.data();
   }
 

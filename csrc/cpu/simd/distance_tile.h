@@ -7,6 +7,9 @@
 // with one factor for Euclidean (rows shifted by a common point) and cosine (rows scaled to length one)
 // and two for outer products a ⊗ h. So a metric is a way to pack rows, and the rest is written once.
 //
+// Symmetric KL, sum (p - q) (log p - log q) / 2, has the form too, with x = (p, log p) / 2, c = (log q, q) / 2 and
+// n = sum p log p / 2; it stands for d2 itself, and n is no squared length.
+//
 // distance_tile.in.cpp implements this header and is compiled once per instruction set;
 // distance_tile.cpp picks one at run time.
 #pragma once
@@ -15,7 +18,7 @@
 
 namespace alkernels {
 
-enum class Metric : int64_t { kEuclidean = 0, kCosine = 1, kOuter = 2 };
+enum class Metric : int64_t { kEuclidean = 0, kCosine = 1, kOuter = 2, kSymmetricKl = 3 };
 
 enum class Element { kFloat16, kBFloat16, kFloat32, kFloat64 };
 
@@ -31,8 +34,8 @@ struct RowSource {
 
 constexpr int kMaxFactors = 2;
 
-// Packed rows: for each factor a row-major [rows, stride] array, zero-padded from width to stride, and the
-// squared length of each row's product of factors.
+// Packed rows: for each factor a row-major [rows, stride] array, zero-padded from width to stride, and n of each row:
+// the squared length of its product of factors, but for symmetric KL. Rounding errors go with the squared length.
 template <typename T>
 struct PackedRows {
   int factors = 1;
@@ -40,6 +43,7 @@ struct PackedRows {
   int64_t width[kMaxFactors] = {};
   int64_t stride[kMaxFactors] = {};
   T* squared_norm = nullptr;
+  T* squared_length = nullptr;
 };
 
 // A block of centres, interleaved for the register tile: for each factor, panels of `panel` centres laid out
@@ -63,6 +67,8 @@ struct DistanceTile {
   // reading them overlaps with the arithmetic on these. shift has `stride` elements. squared_norm[r] = |out[r, :]|^2.
   void (*pack)(const RowSource& source, int64_t begin, int64_t count, int64_t ahead, const T* shift, T* out,
                int64_t stride, T* squared_norm);
+  // x[i] = log x[i] for positive normal x; count is a multiple of `lanes`
+  void (*log)(int64_t count, T* x);
   // sum of x[i] * y[i] over `count` padded elements
   T (*dot)(const T* x, const T* y, int64_t count);
   // sum of (x[i] - y[i])^2 over `count` padded elements

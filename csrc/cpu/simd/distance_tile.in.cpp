@@ -1,5 +1,6 @@
 // distance_tile.h, compiled once per instruction set.
 #include "register_tile.h"
+#include "vector_math.h"
 
 namespace alkernels {
 namespace ALKERNELS_ISA {
@@ -156,6 +157,11 @@ void pack(const RowSource& source, int64_t begin, int64_t count, int64_t ahead, 
   }
 }
 
+template <typename T>
+void log(int64_t count, T* x) {
+  for (int64_t i = 0; i < count; i += kLanes<T>) store<T>(x + i, log_of<T>(load<T>(x + i)));
+}
+
 // ---- distances ----
 
 // Calls use(r, v, n_j - 2 * product) for each vector of a panel of NV vectors that begins at centre `first`.
@@ -260,12 +266,12 @@ void matrix(const PackedRows<T>& rows, int64_t row_begin, int64_t row_end, const
 template <typename T>
 int64_t at_most(const T* values, int64_t count, T limit, int32_t* hits) {
   using I = typename Simd<T>::I;
-  constexpr int L = kLanes<T>, kStep = 4 * L;
+  constexpr int L = kLanes<T>, kStep = 8 * L;
   int64_t n = 0, i = 0;
   for (; i + kStep <= count; i += kStep) {
     I any = {};
-#pragma GCC unroll 4
-    for (int u = 0; u < 4; ++u) any |= load<T>(values + i + u * L) <= limit;
+#pragma GCC unroll 8
+    for (int u = 0; u < 8; ++u) any |= load<T>(values + i + u * L) <= limit;
     if (!fold<typename Simd<T>::Int, ALKERNELS_VECTOR_BYTES>(any, [](auto a, auto b) { return a | b; })) continue;
     for (int64_t j = i; j < i + kStep; ++j) {
       hits[n] = static_cast<int32_t>(j);
@@ -281,8 +287,9 @@ int64_t at_most(const T* values, int64_t count, T limit, int32_t* hits) {
 
 }  // namespace
 
-#define ALKERNELS_TILE(T) \
-  {kRows, kVectors * kLanes<T>, kLanes<T>, pack<T>, pair<T, false>, pair<T, true>, minimum<T>, matrix<T>, at_most<T>}
+#define ALKERNELS_TILE(T)                                               \
+  {kRows,          kVectors * kLanes<T>, kLanes<T>,  pack<T>,   log<T>, \
+   pair<T, false>, pair<T, true>,        minimum<T>, matrix<T>, at_most<T>}
 const DistanceTile<float> tile_f32 = ALKERNELS_TILE(float);
 const DistanceTile<double> tile_f64 = ALKERNELS_TILE(double);
 
