@@ -19,7 +19,7 @@ class Probabilities:
 
     Parameters
     ----------
-    array : Tensor or ndarray
+    array : Tensor, ndarray or Pool
     name : str
         The argument's name, for errors.
     dims : int
@@ -28,8 +28,10 @@ class Probabilities:
         The array holds natural logarithms of probabilities.
     """
 
-    def __init__(self, array: Array, name: str, dims: int, log_input: bool) -> None:
-        self.pool = Pool(array, name, dims)
+    def __init__(self, array: Array | Pool, name: str, dims: int, log_input: bool) -> None:
+        self.pool = array if isinstance(array, Pool) else Pool(array, name, dims)
+        if len(self.pool.sources) > 1:
+            raise TypeError(f"{name} must be one array, got a pair")
         check_device(self.pool)
         self.name, self.log_input = name, log_input
         self.count, self.shape, self.device = self.pool.count, self.pool.sources[0].shape, self.pool.device

@@ -51,10 +51,10 @@ class Outcome(NamedTuple):
 
 def _k_center_greedy(pool: Pool, labeled: Pool | None, args: argparse.Namespace, seed: int, progress: bool) -> Outcome:
     from alkernels._inputs import check_k, check_metric, check_start
-    from alkernels.ops.k_center_greedy import select, to_distance
+    from alkernels.ops.k_center_greedy import METRICS, select, to_distance
 
     metric = args.metric or "euclidean"
-    kind, k, start = check_metric(metric, pool), check_k(args.batch_size, pool), check_start(args.start, pool)
+    kind, k, start = check_metric(metric, pool, METRICS), check_k(args.batch_size, pool), check_start(args.start, pool)
     run = select(pool, k, labeled, start, kind, seed, track=True, progress=progress)
     radius = float(to_distance(run.state.distances(), kind).max())
     return Outcome(run.indices, to_distance(run.squared, kind), radius, run.state.passes, metric, {})
@@ -132,7 +132,9 @@ def _parser() -> argparse.ArgumentParser:
         "--seed", type=_integer(0), metavar="S", help="decides all draws (default: a fresh one, which is printed)"
     )
     select.add_argument(
-        "--metric", choices=["euclidean", "cosine"], help="k_center_greedy's distance (default: euclidean)"
+        "--metric",
+        choices=["euclidean", "cosine", "symmetric_kl"],
+        help="k_center_greedy's distance (default: euclidean)",
     )
     select.add_argument("--threads", type=_integer(1, 1024), metavar="T", help="CPU threads (default: torch's choice)")
     select.add_argument("--json", action="store_true", help="print one JSON object instead of text")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -105,8 +104,6 @@ def k_center_greedy(
     pool = check_pool(features)
     metric = check_metric(metric, pool, METRICS)
     k, start, rows = check_k(k, pool), check_start(start, pool), check_labeled(labeled, pool)
-    if metric == "symmetric_kl":
-        check_distributions(features, labeled)
     run = select(pool, k, rows, start, metric, generator, track=return_distances, progress=progress)
     return result(run, lambda squared: to_distance(squared, metric), return_distances)
 
@@ -121,13 +118,6 @@ def to_distance(squared: torch.Tensor, metric: str) -> torch.Tensor:
     return squared.div_(2) if metric == "cosine" else squared.sqrt_()
 
 
-def check_distributions(features: RowsLike, labeled: RowsLike | None) -> None:
-    """Raises where a row of the pool or of the labelled set is none."""
-    for rows, name in ((features, "features"), (labeled, "labeled")):
-        if isinstance(rows, (torch.Tensor, np.ndarray)):
-            Probabilities(rows, name, 2, False).check()
-
-
 def select(
     pool: Pool,
     k: int,
@@ -140,6 +130,10 @@ def select(
     progress: bool,
 ) -> Run:
     """The blocked rule. One pass of the loop: the m farthest rows play it out among themselves, the pool follows."""
+    if metric == "symmetric_kl":
+        for rows in (pool, labeled):
+            if rows is not None:
+                Probabilities(rows, rows.name, 2, False).check()
     uniform = torch.Generator().manual_seed(seed_of(generator) if labeled is None and start is None else 0)
     state = RunningDistances(pool, metric, track)
     picks, squared = first_centers(state, k, labeled, start, uniform)
@@ -169,8 +163,6 @@ def select(
 def _(features, features2, k, *, labeled=None, labeled2=None, start=-1, metric="euclidean", seed=0):  # type: ignore[no-untyped-def]
     pool, k, rows, first = op_inputs(features, features2, k, labeled, labeled2, start)
     metric = check_metric(metric, pool, METRICS)
-    if metric == "symmetric_kl":
-        check_distributions(features, labeled)
     run = select(pool, k, rows, first, metric, seed, track=True, progress=False)
     return tuple(result(run, lambda squared: to_distance(squared, metric), True))
 

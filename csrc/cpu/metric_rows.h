@@ -183,21 +183,25 @@ class PackedTile {
     for (int64_t c = 0; c < width; ++c) row[c] = static_cast<T>(x[static_cast<size_t>(c)] * scale);
   }
 
-  // Makes a row p of symmetric KL (p, log p) / 2.
+  // Makes a row p of symmetric KL (p, log p) / 2. Several threads may fill rows of one tile: nothing is shared.
   void append_logarithms(int64_t r) {
+    constexpr int64_t kChunk = 64;  // a multiple of every instruction set's lanes
     T* p = packed_.factor[0] + r * packed_.stride[0];
-    const int64_t classes = packed_.width[0] / 2, lanes = distance_tile<T>().lanes;
-    logarithms_.assign(static_cast<size_t>((classes + lanes - 1) / lanes * lanes), T(1));
-    std::copy_n(p, classes, logarithms_.begin());
-    distance_tile<T>().log(static_cast<int64_t>(logarithms_.size()), logarithms_.data());
-    T norm = 0, length = 0;
-    for (int64_t c = 0; c < classes; ++c) {
-      T log = logarithms_[static_cast<size_t>(c)];
-      if (!(p[c] >= std::numeric_limits<T>::min())) log = p[c] > 0 ? std::log(p[c]) : static_cast<T>(kLogOfZero);
-      norm += p[c] * log / 2;
-      p[classes + c] = log / 2;
-      p[c] /= 2;
-      length += p[c] * p[c] + p[classes + c] * p[classes + c];
+    const int64_t classes = packed_.width[0] / 2;
+    T norm = 0, length = 0, logs[kChunk];
+    for (int64_t begin = 0; begin < classes; begin += kChunk) {
+      const int64_t count = std::min(kChunk, classes - begin);
+      std::fill(std::copy_n(p + begin, count, logs), logs + kChunk, T(1));
+      distance_tile<T>().log(kChunk, logs);
+      for (int64_t i = 0; i < count; ++i) {
+        T &x = p[begin + i], log = logs[i];
+        if (!(x >= std::numeric_limits<T>::min())) log = x > 0 ? std::log(x) : static_cast<T>(kLogOfZero);
+        norm += x * log / 2;
+        x /= 2;
+        log /= 2;
+        p[classes + begin + i] = log;
+        length += x * x + log * log;
+      }
     }
     squared_norm_[static_cast<size_t>(r)] = norm;
     squared_length_[static_cast<size_t>(r)] = length;
@@ -208,7 +212,7 @@ class PackedTile {
   const int64_t capacity_;
   std::vector<T> shift_;  // zeros where the metric has none
   std::unique_ptr<T[]> memory_[kMaxFactors];
-  std::vector<T> squared_norm_, second_norm_, squared_length_, logarithms_;
+  std::vector<T> squared_norm_, second_norm_, squared_length_;
   PackedRows<T> packed_;
 };
 
