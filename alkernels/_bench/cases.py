@@ -8,14 +8,33 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 
 from alkernels import reference
-from alkernels._bench.data import FEATURES, Features
+from alkernels._bench.data import (
+    FEATURES,
+    Cover,
+    Distributions,
+    Draws,
+    Features,
+    Joined,
+    Search,
+    digit_draws,
+    glove,
+    halves,
+    mnist_features,
+)
 from alkernels._inputs import Pool
 from alkernels._packages import package
+from alkernels.ops import bald as bald_ops
+from alkernels.ops import batchbald as batchbald_ops
+from alkernels.ops import greedy_coverage as coverage
+from alkernels.ops import joint_entropy as entropy
 from alkernels.ops import k_center_greedy as k_center
 from alkernels.ops import kmeans_plusplus as kmeans
+from alkernels.ops import knn as nearest
+from alkernels.ops import pairwise_kl as kl
 
 OURS = "alkernels"
 
@@ -134,6 +153,80 @@ def _sklearn_kmeans(d: Features) -> Callable[[], Any]:
     return lambda: seeding(array, d.k, n_local_trials=1, random_state=0)[::-1]  # indices first, as in ours
 
 
+# ---- posterior draws ----
+
+PEAKED, FLAT = 30.0, 3.0
+
+
+def _close(rtol: float, atol: float) -> Callable[[Any, Any, Any], None]:
+    return lambda d, ours, theirs: torch.testing.assert_close(theirs.double(), ours.double(), rtol=rtol, atol=atol)
+
+
+def _joined(quick: bool, sharpness: float) -> Joined:
+    probs = digit_draws(500 if quick else 2000, 50, sharpness)
+    return Joined(probs, probs[: 3 if quick else 4])
+
+
+def _joint_operations(d: Joined) -> float:
+    return 2 * d.probs.numel() * d.probs.shape[2] ** len(d.others)
+
+
+def _exhaustive_operations(d: Draws) -> float:
+    """Of scoring every candidate at every step."""
+    return 2 * d.probs.numel() * sum(d.probs.shape[2] ** step for step in range(d.b))
+
+
+def _same_gains(d: Any, ours: Any, theirs: Any) -> None:
+    torch.testing.assert_close(theirs.scores.double(), ours.scores.double(), rtol=1e-3, atol=1e-5)
+
+
+# ---- divergences and neighbours ----
+
+
+def _pair_operations(d: Distributions | Search) -> float:
+    return 2 * d[0].numel() * len(d[1])
+
+
+def _same_values(d: Any, ours: Any, theirs: Any) -> None:
+    torch.testing.assert_close(torch.as_tensor(theirs[0]).double(), ours[0].double(), rtol=1e-2, atol=1e-3)
+
+
+def _sklearn_knn(d: Search) -> Callable[[], Any]:
+    module, points, queries = package("sklearn.neighbors", "bench"), d.points.numpy(), d.queries.numpy()
+    package("threadpoolctl", "bench").threadpool_limits(torch.get_num_threads())
+    return lambda: module.NearestNeighbors(n_neighbors=d.k, algorithm="brute").fit(points).kneighbors(queries)
+
+
+def _faiss_knn(d: Search) -> Callable[[], Any]:
+    faiss, points, queries = package("faiss", "bench"), d.points.numpy(), d.queries.numpy()
+    faiss.omp_set_num_threads(torch.get_num_threads())
+
+    def search() -> Any:
+        index = faiss.IndexFlatL2(points.shape[1])
+        index.add(points)
+        squared, indices = index.search(queries, d.k)
+        return np.sqrt(np.maximum(squared, 0)), indices
+
+    return search
+
+
+# ---- coverage ----
+
+
+def _cover(n: int, k: int, kernel: str, bandwidth: float) -> Callable[[bool], Cover]:
+    return lambda quick: Cover(glove(n // 10 if quick else n), 10 if quick else k, kernel, bandwidth)
+
+
+def _ours_of_cover(d: Cover) -> Callable[[], Any]:
+    return partial(
+        coverage.greedy_coverage,
+        d.x,
+        d.k,
+        kernel=d.kernel,
+        bandwidth=None if d.kernel == "cosine" else d.bandwidth,
+    )
+
+
 CASES = [
     Case(
         op="k_center_greedy",
@@ -162,5 +255,118 @@ CASES = [
         check=_similar_costs,
         work=_distance_operations,
         own=Features,
+    ),
+    Case(
+        op="joint_entropy",
+        pools={
+            "MNIST draws, peaked": lambda quick: _joined(quick, PEAKED),
+            "MNIST draws, flat": lambda quick: _joined(quick, FLAT),
+        },
+        sides={
+            OURS: Side(lambda d: partial(entropy.joint_entropy, d.probs, d.others), passes=lambda d: 1),
+            "plain PyTorch, a product a chunk": Side(
+                lambda d: partial(reference.joint_entropy, d.probs, d.others), passes=lambda d: 1
+            ),
+            "alkernels, float64": Side(lambda d: partial(entropy.joint_entropy, d.probs.double(), d.others.double())),
+        },
+        check=_close(1e-5, 1e-5),
+        work=_joint_operations,
+    ),
+    Case(
+        op="batchbald",
+        pools={
+            "MNIST draws, peaked": lambda quick: Draws(digit_draws(500 if quick else 2000, 50, PEAKED), 5 - quick),
+            "MNIST draws, flat": lambda quick: Draws(digit_draws(500 if quick else 2000, 50, FLAT), 5 - quick),
+        },
+        sides={
+            OURS: Side(lambda d: partial(batchbald_ops.batchbald, d.probs, d.b)),
+            "plain PyTorch, all at every step": Side(lambda d: partial(reference.batchbald, d.probs, d.b)),
+            "alkernels, float64": Side(lambda d: partial(batchbald_ops.batchbald, d.probs.double(), d.b)),
+        },
+        check=_same_gains,
+        work=_exhaustive_operations,
+    ),
+    Case(
+        op="bald",
+        pools={"MNIST draws": lambda quick: Draws(digit_draws(1000 if quick else 5000, 50, FLAT), 0)},
+        sides={
+            OURS: Side(lambda d: partial(bald_ops.bald, d.probs), passes=lambda d: 3),
+            "plain PyTorch": Side(lambda d: partial(reference.bald, d.probs), passes=lambda d: 2),
+        },
+        check=_close(1e-3, 1e-5),
+        work=lambda d: d.probs.nbytes,
+        unit="GB/s",
+    ),
+    Case(
+        op="epig",
+        pools={
+            "MNIST draws": lambda quick: Joined(
+                digit_draws(1000 if quick else 5000, 50, FLAT)[100:],
+                digit_draws(1000 if quick else 5000, 50, FLAT)[: 20 if quick else 100],
+            )
+        },
+        sides={
+            OURS: Side(lambda d: partial(bald_ops.epig, d.probs, d.others), passes=lambda d: 1),
+            "plain PyTorch, a target a pass": Side(
+                lambda d: partial(reference.epig, d.probs, d.others), passes=lambda d: len(d.others)
+            ),
+        },
+        check=_close(1e-3, 1e-5),
+        work=lambda d: 2 * d.probs.numel() * d.others.shape[0] * d.others.shape[2],
+    ),
+    Case(
+        op="pairwise_kl",
+        pools={"GloVe classes, all pairs": lambda quick: halves(4000 if quick else 20_000, 0)},
+        sides={
+            OURS: Side(lambda d: partial(kl.pairwise_kl, d.p, d.q), passes=lambda d: 1),
+            "plain PyTorch": Side(lambda d: partial(reference.pairwise_kl, d.p, d.q), passes=lambda d: 1),
+        },
+        check=_close(1e-2, 1e-4),
+        work=_pair_operations,
+    ),
+    Case(
+        op="pairwise_kl",
+        pools={"GloVe classes, k smallest": lambda quick: halves(4000 if quick else 20_000, 10)},
+        sides={
+            OURS: Side(lambda d: partial(kl.pairwise_kl, d.p, d.q, reduce="topk", k=d.k), passes=lambda d: 1),
+            "plain PyTorch, a topk a chunk": Side(
+                lambda d: partial(reference.pairwise_kl, d.p, d.q, k=d.k), passes=lambda d: 1
+            ),
+        },
+        check=_same_values,
+        work=_pair_operations,
+    ),
+    Case(
+        op="knn",
+        pools={
+            "GloVe": lambda quick: Search(glove(5000 if quick else 20_000), glove(5000 if quick else 20_000), 10),
+            "MNIST conv, narrow": lambda quick: Search(mnist_features(2), mnist_features(2), 10),
+        },
+        sides={
+            OURS: Side(lambda d: partial(nearest.knn, *d), passes=lambda d: 1),
+            "plain PyTorch, a topk a chunk": Side(lambda d: partial(reference.knn, *d), passes=lambda d: 1),
+            "faiss, IndexFlatL2": Side(_faiss_knn, cpu_only=True),
+            "scikit-learn, brute": Side(_sklearn_knn, cpu_only=True),
+        },
+        check=lambda d, ours, theirs: _same_values(d, *((r[0][:, 1:], r[1]) for r in (ours, theirs))),
+        work=_pair_operations,
+    ),
+    Case(
+        op="greedy_coverage",
+        pools={
+            "GloVe, cosine": _cover(20_000, 20, "cosine", 1.0),
+            "GloVe, rbf": _cover(10_000, 20, "rbf", 4.0),
+            "GloVe, tophat": _cover(10_000, 20, "tophat", 4.0),
+        },
+        sides={
+            OURS: Side(_ours_of_cover),
+            "plain PyTorch, all at every pick": Side(
+                lambda d: partial(reference.greedy_coverage, d.x, d.k, kernel=d.kernel, bandwidth=d.bandwidth),
+                passes=lambda d: d.k * len(d.x),
+            ),
+        },
+        check=_same_gains,
+        work=lambda d: 2.0 * d.k * len(d.x) * d.x.numel(),
+        own=lambda x, k: Cover(x, k, "cosine", 1.0),
     ),
 ]

