@@ -98,7 +98,7 @@ def assert_greedy(x, out, **options):
 
 # ---- the same picks where arithmetic is exact ----
 
-SHAPES = [(1, 1, 1), (2, 1, 2), (31, 17, 31), (129, 3, 129), (300, 2, 60), (700, 5, 40), (2300, 2, 12)]
+SHAPES = [(1, 1, 1), (2, 1, 2), (31, 17, 31), (129, 3, 129), (300, 2, 60), (700, 5, 40), (2300, 2, 8)]
 
 
 @pytest.mark.parametrize("bandwidth", [1.0, 2.5, 7.0])
@@ -170,7 +170,7 @@ def test_all_options_together(case, kernel, rng):
 # ---- real data ----
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(data=st.data())
 def test_every_pick_is_within_1e_5_of_the_best(data):
     n, d = data.draw(st.integers(1, 80), "n"), data.draw(st.integers(1, 40), "d")
@@ -853,20 +853,20 @@ def test_non_finite(kernel, dtype, value, rng):
 
 
 @pytest.mark.parametrize(
-    ("n", "d", "k", "kernel"),
+    ("n", "d", "k", "kernel", "option"),
     [
-        (20_000, 64, 20, "tophat"),
-        pytest.param(20_000, 64, 20, "cosine", marks=pytest.mark.slow),
-        pytest.param(20_000, 64, 20, "rbf", marks=pytest.mark.slow),
+        (20_000, 64, 20, "tophat", "bandwidth=9.0"),
+        pytest.param(20_000, 64, 20, "cosine", "", marks=pytest.mark.slow),
+        pytest.param(20_000, 64, 20, "rbf", "bandwidth=9.0", marks=pytest.mark.slow),
     ],
 )
-def test_memory_beyond_the_pool(n, d, k, kernel):
+def test_memory_beyond_the_pool(n, d, k, kernel, option):
     """At most 64 MB + 64 bytes a row, as measured on the process."""
     out = run_python(
         MEASURE
         + "alk.greedy_coverage(torch.randn(500, 4), 20)\n"
         + f"x = torch.randn({n}, {d})\n"
-        + f"print(extra(lambda: alk.greedy_coverage(x, {k}, kernel={kernel!r}, return_covered=True)))"
+        + f"print(extra(lambda: alk.greedy_coverage(x, {k}, kernel={kernel!r}, return_covered=True, {option})))"
     )
     assert int(out) <= 64e6 + 64 * n
 
