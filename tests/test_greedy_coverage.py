@@ -237,6 +237,10 @@ HARD = {
     "copies of huge rows": lambda g: (1e8 * torch.randn(60, 33, generator=g).repeat(3, 1), 1.0),
     "copies of large rows": lambda g: (1e5 * torch.randn(60, 33, generator=g).repeat(3, 1), 1.0),
     "one huge row": lambda g: (torch.cat([torch.randn(299, 8, generator=g), torch.full((1, 8), 1e9)]), 1.0),
+    "one huge row of many": lambda g: (
+        torch.randn(300, 17, generator=g) * torch.cat([torch.ones(299, 1), torch.full((1, 1), 1e9)]),
+        1.2,
+    ),
     "one huge row in front": lambda g: (torch.cat([torch.full((1, 8), 1e14), torch.randn(299, 8, generator=g)]), 1.0),
     "constant columns": lambda g: (torch.cat([torch.randn(300, 3, generator=g), torch.full((300, 50), 7.7)], 1), 1.0),
     "wide": lambda g: (torch.randn(150, 2000, generator=g), 60.0),
