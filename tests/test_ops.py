@@ -28,6 +28,10 @@ def samples():
     u = torch.rand(50, generator=rng, dtype=torch.float64)
     index = torch.arange(50)
     order = d2.sort(descending=True)
+    p = torch.randn(50, 6, 3, generator=rng).softmax(2)
+    posteriors = torch.rand(9, 6, generator=rng, dtype=torch.float64)
+    mass, ones = torch.full((9,), 1 / 9, dtype=torch.float64), torch.ones(50, dtype=torch.float64)
+    few = torch.arange(0, 50, 7)
     return {
         "k_center_greedy": (ops.k_center_greedy, (x, None, 7), {"start": 3}),
         "k_center_greedy cosine": (ops.k_center_greedy, (x, None, 7), {"metric": "cosine", "labeled": x[:5]}),
@@ -49,6 +53,38 @@ def samples():
         "top_candidates": (ops.top_candidates, (d2, 9), {}),
         "k_center_block": (ops.k_center_block, (x, None, shift, 0, order.values, order.indices, 0.1, 0.1, 5), {}),
         "draw_by_weight": (ops.draw_by_weight, (d2, u), {}),
+        "joint_entropy": (ops.joint_entropy, (p, p[:2]), {}),
+        "joint_entropy sampled": (
+            ops.joint_entropy,
+            (p, p[:3]),
+            {"max_configurations": 5, "num_samples": 60, "seed": 1},
+        ),
+        "joint_entropy log": (ops.joint_entropy, (p.double().log(),), {"log_input": True}),
+        "batchbald": (ops.batchbald, (p, 3), {}),
+        "batchbald sampled": (ops.batchbald, (p, 3), {"max_configurations": 3, "num_samples": 60, "seed": 1}),
+        "batchbald none": (ops.batchbald, (p.double(), 0), {}),
+        "bald": (ops.bald, (p,), {}),
+        "epig": (ops.epig, (p, p[:4, :, :2] / p[:4, :, :2].sum(2, keepdim=True)), {}),
+        "conditional_entropy": (ops.conditional_entropy, (p, posteriors, mass, False), {}),
+        "conditional_entropy wide": (ops.conditional_entropy, (p.double(), posteriors, mass, True), {}),
+        "greedy_coverage": (ops.greedy_coverage, (x, 5), {}),
+        "greedy_coverage tophat": (ops.greedy_coverage, (x.half(), 5), {"kernel": "tophat", "bandwidth": 2.0}),
+        "greedy_coverage all": (
+            ops.greedy_coverage,
+            (x, 5),
+            {
+                "candidates": few,
+                "weights": u,
+                "labeled": x[:3].clone(),
+                "covered": d2,
+                "kernel": "rbf",
+                "bandwidth": 2.0,
+            },
+        ),
+        "coverage_gains": (ops.coverage_gains, (x, ones, d2, x[:9].clone(), shift, 1, 2.0, True), {}),
+        "coverage_gains bound": (ops.coverage_gains, (x, ones, d2, x[:9].clone(), None, 0, 1.0, False), {}),
+        "raise_covered": (ops.raise_covered, (x, x[:3].clone(), shift, 1, 2.0, torch.zeros_like(d2)), {}),
+        "raise_covered cosine": (ops.raise_covered, (x.half(), x[:3].clone(), None, 0, 1.0, torch.zeros_like(d2)), {}),
         "kmeans_plusplus_block": (ops.kmeans_plusplus_block, (x, None, shift, 0, d2, index, u, 0.1, 9), {}),
     }
 
@@ -80,8 +116,8 @@ def test_every_schema_has_a_cpu_kernel_and_a_shape_function():
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_compile_of_each_op(dynamic):
     for name, (op, args, options) in samples().items():
-        if name.startswith("lower_distances"):
-            continue  # returns nothing; below
+        if name.startswith(("lower_distances", "raise_covered")):
+            continue  # return nothing; below
         torch._dynamo.reset()
         compiled = torch.compile(lambda a, o, op=op: op(*a, **o), fullgraph=True, dynamic=dynamic)
         ours, eager = compiled(args, options), op(*args, **options)
@@ -89,14 +125,15 @@ def test_compile_of_each_op(dynamic):
             assert torch.equal(a, b), name
 
 
-def test_compile_of_lower_distances():
-    op, args, options = samples()["lower_distances"]
+@pytest.mark.parametrize(("name", "first"), [("lower_distances", 8), ("raise_covered", 5), ("raise_covered cosine", 5)])
+def test_compile_of_ops_that_change_their_arguments(name, first):
+    op, args, options = samples()[name]
 
     def run(*args):
         args = list(args)
-        args[8:] = [a.clone() for a in args[8:]]
+        args[first:] = [a.clone() for a in args[first:]]
         op(*args, **options)
-        return args[8:]
+        return args[first:]
 
     for ours, eager in zip(torch.compile(run, fullgraph=True)(*args), run(*args), strict=True):
         assert torch.equal(ours, eager)
@@ -115,6 +152,46 @@ def test_compile_of_the_public_functions(rng):
         torch.compile(lambda x: alk.kmeans_plusplus(x, 9), fullgraph=True)(x)
     with pytest.raises(Exception, match="start must be a row of features, got -1"):
         torch.compile(lambda x: alk.k_center_greedy(x, 9, start=-1, generator=0), fullgraph=True)(x)
+
+
+def test_compile_of_the_public_functions_of_probabilities(rng):
+    p = torch.randn(60, 6, 3, generator=rng).softmax(2)
+    for function in (
+        lambda p: alk.bald(p),
+        lambda p: alk.epig(p, p[:5]),
+        lambda p: alk.epig(p.log(), p[:5].log(), log_input=True),
+        lambda p: alk.joint_entropy(p, p[:2], generator=0) + 1,
+        lambda p: alk.joint_entropy(p, p[:4], max_configurations=5, num_samples=60, generator=3),
+        lambda p: alk.batchbald(p, 3, generator=0),
+        lambda p: alk.batchbald(p.log(), 3, log_input=True, max_configurations=3, num_samples=60, generator=3),
+    ):
+        torch._dynamo.reset()
+        ours, eager = torch.compile(function, fullgraph=True)(p), function(p)
+        for a, b in zip(*((r if isinstance(r, tuple) else (r,)) for r in (ours, eager)), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)  # the compiler's own p.log() rounds differently
+        assert type(ours) is type(eager)
+    for function in (alk.batchbald, alk.joint_entropy):
+        torch._dynamo.reset()
+        with pytest.raises(Exception, match="generator must be an integer seed inside"):
+            torch.compile(lambda p, f=function: f(p, 3 if f is alk.batchbald else p[:2]), fullgraph=True)(p)
+
+
+def test_compile_of_greedy_coverage(rng):
+    x = torch.randn(80, 5, generator=rng)
+    few, weights = torch.arange(0, 80, 3), torch.rand(80, generator=rng)
+    for function in (
+        lambda x: alk.greedy_coverage(x, 7),
+        lambda x: alk.greedy_coverage(x, 7, kernel="rbf", return_covered=True),
+        lambda x: alk.greedy_coverage(x, 7, kernel="tophat", bandwidth=2.0, candidates=few, weights=weights),
+        lambda x: alk.greedy_coverage(x, 7, covered=-torch.ones(80), labeled=x[:3], return_covered=True),
+    ):
+        torch._dynamo.reset()
+        ours, eager = torch.compile(function, fullgraph=True)(x), function(x)
+        assert type(ours) is type(eager) and len(ours) == len(eager)
+        assert all(torch.equal(a, b) for a, b in zip(ours, eager, strict=True))
+    torch._dynamo.reset()
+    with pytest.raises(Exception, match="bandwidth must not be given for kernel 'cosine'"):
+        torch.compile(lambda x: alk.greedy_coverage(x, 7, bandwidth=2.0), fullgraph=True)(x)
 
 
 def test_ops_check_for_themselves():
@@ -139,6 +216,28 @@ def test_ops_check_for_themselves():
             lower(*args)
     with pytest.raises(RuntimeError, match="m must be between 1 and 5"):
         ops.top_candidates(d2, 6)
+    p, w = torch.rand(5, 4, 3), torch.ones(2, 4, dtype=torch.float64)
+    for args, message in [
+        ((p[0], w, d2[:2], True), "probs must be three-dimensional, got a 2-d tensor"),
+        ((p.half(), w, d2[:2], True), "probs must be float32 or float64, got Half"),
+        ((p[:, :0], w, d2[:2], True), "probs must have at least one draw and one class, got 0 and 3"),
+        ((p, w.float(), d2[:2], True), "weights must be float64, got Float"),
+        ((p, w[:, :3], d2[:2], True), "weights must have a column for each draw, got 3 and 4"),
+        ((p, w, d2, True), "mass must be a vector of 2"),
+    ]:
+        with pytest.raises(RuntimeError, match=message):
+            ops.conditional_entropy(*args)
+    for args, message in [
+        ((x, d2, d2, x[:, :2], None, 0, 1.0, True), "candidates must be as wide as rows, got 2 and 3"),
+        ((x, d2[:4], d2, x, None, 0, 1.0, True), "weights must be a vector of 5"),
+        ((x, d2, d2.float(), x, None, 0, 1.0, True), "covered must be contiguous and of type Double, got Float"),
+        ((x, d2, d2, x, None, 3, 1.0, True), "similarity must be 0, 1 or 2, got 3"),
+        ((x, d2, d2, x, d2, 1, 1.0, True), "shift must be a vector of 3"),
+    ]:
+        with pytest.raises(RuntimeError, match=message):
+            ops.coverage_gains(*args)
+    with pytest.raises(RuntimeError, match="covered must be a vector of 5"):
+        ops.raise_covered(x, x, None, 1, 1.0, d2[:4])
 
 
 @pytest.mark.parametrize("m", [1, 2, 31, 500, 4000])
