@@ -9,6 +9,9 @@ from alkernels._probabilities import Probabilities
 from alkernels.ops.joint_entropy import check_draws, conditional_entropy
 from alkernels.ops.selection import library
 
+# Scores below this share of 1 + the draws' entropy are rounding: draws that agree have none.
+_ROUNDING = 1e-14
+
 
 def bald(probs: Array, *, log_input: bool = False) -> Array:
     """Mutual information of each row's label and the posterior draws.
@@ -69,7 +72,9 @@ def information(probs: Probabilities) -> tuple[torch.Tensor, torch.Tensor]:
     for begin, end, tile in probs.tiles(torch.float64 if probs.log_input else None):
         noise[begin:end] = conditional_entropy(tile, each, share, wide=True)
         scores[begin:end] = conditional_entropy(tile, share[None], each.new_ones(1), wide=True)
-    return scores.sub_(noise).clamp_(min=0), noise
+    scores -= noise
+    scores[scores < _ROUNDING * (1 + noise)] = 0.0
+    return scores, noise
 
 
 def epig(probs: Array, target_probs: Array, *, log_input: bool = False) -> Array:
@@ -105,7 +110,7 @@ def epig(probs: Array, target_probs: Array, *, log_input: bool = False) -> Array
     -----
     Computed as ``H(y) - E[H(y | y*)]`` by the kernel of :func:`joint_entropy`, whose configurations are here the
     targets' labels; products and sums in float64. ``2 N K C T C'`` operations; memory beyond the input: 50 MB and
-    16 bytes for each target, class and draw.
+    24 bytes for each target, class and draw.
 
     References
     ----------
@@ -132,12 +137,15 @@ def epig(probs: Array, target_probs: Array, *, log_input: bool = False) -> Array
     targets.check()
     k = draws.shape[1]
     # Configurations: each target's labels. The first row is 'nothing known', whose entropy comes in with a plus.
-    rows = torch.cat([tile.transpose(1, 2).flatten(0, 1) for _, _, tile in targets.tiles(torch.float64)])
+    classes = int(targets.shape[2])
+    rows = torch.empty(1 + targets.count * classes, k, dtype=torch.float64, device=draws.device)
+    rows[0] = 1.0
+    for begin, end, tile in targets.tiles(torch.float64):
+        rows[1 + begin * classes : 1 + end * classes].view(-1, classes, k).copy_(tile.transpose(1, 2))
     mass = rows.sum(1)
-    rows = rows[mass > 0] / mass[mass > 0, None]
-    mass = mass[mass > 0] / (k * targets.count)
-    rows = torch.cat([rows.new_full((1, k), 1 / k), rows])
-    mass = torch.cat([mass.sum()[None], -mass])
+    rows /= mass.clamp(min=torch.finfo(torch.float64).tiny)[:, None]  # a label that no draw allows stays a row of zeros
+    mass /= -mass[1:].sum()
+    mass[0] = 1.0
     scores = [conditional_entropy(tile, rows, mass, wide=True) for _, _, tile in draws.tiles()]
     return draws.pool.out(torch.cat([*scores, mass.new_empty(0)]).clamp_(min=0))
 
