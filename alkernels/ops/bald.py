@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from alkernels._inputs import Array
@@ -59,8 +61,20 @@ def bald(probs: Array, *, log_input: bool = False) -> Array:
         return torch.ops.alkernels.bald(probs, log_input=log_input)
     draws = check_draws(probs, "probs", log_input)
     draws.check()
-    scores, _ = information(draws)
+    k = int(draws.shape[1])
+    # One pass of the kernel: the mean of the draws, whose entropy counts, and each of them, whose entropy is taken off.
+    share = torch.full((1, k), 1 / k, dtype=torch.float64, device=draws.device)
+    rows = torch.cat([share, torch.eye(k, dtype=torch.float64, device=draws.device)])
+    mass = torch.cat([torch.ones_like(share[0, :1]), -share[0]])
+    parts = [conditional_entropy(tile, rows, mass, wide=True) for _, _, tile in _tiles(draws)]
+    scores = torch.cat([*parts, mass.new_empty(0)])
+    scores[scores < _ROUNDING * (1 + math.log(draws.shape[2]))] = 0.0
     return draws.pool.out(scores)
+
+
+def _tiles(probs: Probabilities):  # type: ignore[no-untyped-def]
+    """All rows, wide enough for float64 products: the kernel widens float32, logarithms lose digits in it."""
+    return probs.tiles(torch.float64 if probs.log_input else None)
 
 
 def information(probs: Probabilities) -> tuple[torch.Tensor, torch.Tensor]:
@@ -69,7 +83,7 @@ def information(probs: Probabilities) -> tuple[torch.Tensor, torch.Tensor]:
     each = torch.eye(k, dtype=torch.float64, device=probs.device)
     share = each.new_full((k,), 1 / k)
     scores, noise = each.new_empty(probs.count), each.new_empty(probs.count)
-    for begin, end, tile in probs.tiles(torch.float64 if probs.log_input else None):
+    for begin, end, tile in _tiles(probs):
         noise[begin:end] = conditional_entropy(tile, each, share, wide=True)
         scores[begin:end] = conditional_entropy(tile, share[None], each.new_ones(1), wide=True)
     scores -= noise
@@ -146,7 +160,7 @@ def epig(probs: Array, target_probs: Array, *, log_input: bool = False) -> Array
     rows /= mass.clamp(min=torch.finfo(torch.float64).tiny)[:, None]  # a label that no draw allows stays a row of zeros
     mass /= -mass[1:].sum()
     mass[0] = 1.0
-    scores = [conditional_entropy(tile, rows, mass, wide=True) for _, _, tile in draws.tiles()]
+    scores = [conditional_entropy(tile, rows, mass, wide=True) for _, _, tile in _tiles(draws)]
     return draws.pool.out(torch.cat([*scores, mass.new_empty(0)]).clamp_(min=0))
 
 
