@@ -63,6 +63,12 @@ class Draws(NamedTuple):
     b: int
 
 
+class Scored(NamedTuple):
+    """Posterior draws of class probabilities [N, K, C]."""
+
+    probs: torch.Tensor
+
+
 class Joined(NamedTuple):
     """Posterior draws of candidates and of points chosen before, or of target points."""
 
@@ -70,7 +76,14 @@ class Joined(NamedTuple):
     others: torch.Tensor
 
 
-class Distributions(NamedTuple):
+class Pairs(NamedTuple):
+    """Two sets of distributions."""
+
+    p: torch.Tensor
+    q: torch.Tensor
+
+
+class Smallest(NamedTuple):
     """Two sets of distributions, and how many of the second are wanted of each of the first."""
 
     p: torch.Tensor
@@ -120,6 +133,6 @@ def word_classes(n: int) -> torch.Tensor:
     return (10 * (x @ x[100:2100:20].t())).softmax(1)
 
 
-def halves(n: int, k: int) -> Distributions:
+def halves(n: int) -> Pairs:
     words = word_classes(2 * n)
-    return Distributions(words[::2].contiguous(), words[1::2].contiguous(), k)
+    return Pairs(words[::2].contiguous(), words[1::2].contiguous())
