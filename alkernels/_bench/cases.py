@@ -157,7 +157,7 @@ def _sklearn_kmeans(d: Features) -> Callable[[], Any]:
 
 # ---- posterior draws ----
 
-PEAKED, FLAT = 30.0, 3.0
+PEAKED, FLAT = 15.0, 3.0
 
 
 def _close(rtol: float, atol: float) -> Callable[[Any, Any, Any], None]:

