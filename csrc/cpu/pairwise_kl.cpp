@@ -126,9 +126,9 @@ class Divergences {
       const auto& dot = distance_tile<double>().dot;
       rows_ = tile_.fill(begin, count);
       for (int64_t r = 0; r < count; ++r) {
-        const double* p = all_.p.row(all_.p.p, begin + r);
-        const double a = all_.sign_ * (dot(p, all_.p.row(all_.p.log_p, begin + r), all_.p.stride) -
-                                       dot(p, all_.mean_log_q_.data(), all_.p.stride));
+        const double* row = all_.p.row(all_.p.p, begin + r);
+        const double a = all_.sign_ * (dot(row, all_.p.row(all_.p.log_p, begin + r), all_.p.stride) -
+                                       dot(row, all_.mean_log_q_.data(), all_.p.stride));
         const double product = std::sqrt(static_cast<double>(rows_.squared_norm[r])) * all_.largest_norm_;
         constants_[static_cast<size_t>(r)] = static_cast<T>(a);
         errors_[static_cast<size_t>(r)] =
