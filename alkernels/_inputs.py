@@ -292,9 +292,22 @@ def check_k(k: Any, pool: Pool) -> int:
     return k
 
 
+def as_tensor(values: Any, name: str, wanted: str) -> torch.Tensor:
+    """Numbers of any kind as a tensor; lists of floats as float64."""
+    if isinstance(values, torch.Tensor):
+        return values.detach()
+    try:
+        array = np.ascontiguousarray(values)
+        if array.dtype.kind not in "biuf":
+            raise TypeError(f"got dtype {array.dtype}")
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} must be {wanted}, got {type(values).__name__}: {error}") from None
+    return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=True))
+
+
 def check_vector(values: Any, name: str, pool: Pool) -> torch.Tensor:
     """A finite number for each row of `pool`, as float64 on its device; never the caller's own memory."""
-    vector = torch.as_tensor(values).detach()
+    vector = as_tensor(values, name, "a vector of numbers")
     if vector.is_complex() or vector.dtype == torch.bool:
         raise TypeError(f"{name} must hold real numbers, got dtype {vector.dtype}")
     if vector.shape != (pool.count,):
@@ -310,7 +323,7 @@ def check_vector(values: Any, name: str, pool: Pool) -> torch.Tensor:
 
 def check_rows(rows: Any, name: str, pool: Pool) -> torch.Tensor:
     """A mask or distinct row numbers of `pool`, as row numbers."""
-    index = torch.as_tensor(rows).detach().to(pool.device)
+    index = as_tensor(rows, name, "a mask or a vector of row numbers").to(pool.device)
     if index.dtype == torch.bool:
         if index.shape != (pool.count,):
             raise ValueError(
@@ -380,10 +393,16 @@ def check_pool(features: RowsLike) -> Pool:
 
 def seed_of(generator: torch.Generator | int | None) -> int:
     """One integer that decides all randomness of a call, the same on every device."""
+    seed = check_generator(generator)
     if isinstance(generator, torch.Generator):
         return int(torch.randint(2**63 - 1, (), generator=generator, device=generator.device))
-    if generator is None:
-        return int(torch.randint(2**63 - 1, ()))
+    return int(torch.randint(2**63 - 1, ())) if seed is None else seed
+
+
+def check_generator(generator: Any) -> int | None:
+    """Raises where it is no generator, seed or None; the seed, if it is one."""
+    if generator is None or isinstance(generator, torch.Generator):
+        return None
     try:
         seed = check_integer(generator, "generator")
         if not -(2**63) <= seed < 2**63:

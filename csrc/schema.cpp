@@ -30,7 +30,7 @@ STABLE_TORCH_LIBRARY(alkernels, m) {
   // k rows that together cover the pool best: similarity 'cosine', 'rbf' or 'tophat'. covered: what each row starts at.
   m.def(
       "greedy_coverage(Tensor features, int k, *, Tensor? candidates=None, Tensor? weights=None, Tensor? labeled=None, "
-      "Tensor? covered=None, str kernel='cosine', float bandwidth=1.0) "
+      "Tensor? covered=None, str similarity='cosine', float? bandwidth=None) "
       "-> (Tensor indices, Tensor scores, Tensor covered)");
 
   // The k points nearest to each query, nearest first.
@@ -51,14 +51,14 @@ STABLE_TORCH_LIBRARY(alkernels, m) {
   m.def("conditional_entropy(Tensor probs, Tensor weights, Tensor mass, bool wide) -> Tensor");
 
   // gains[j] = sum_i weights[i] max(0, s(row i, candidate j) - covered[i]), in float64; without `exact` upper bounds of
-  // them, in float32.
+  // them, in float32. `refine`: squared distances from differences where products lose them beside the bandwidth.
   m.def(
       "coverage_gains(Tensor rows, Tensor weights, Tensor covered, Tensor candidates, Tensor? shift, int similarity, "
-      "float bandwidth, bool exact) -> Tensor");
+      "float bandwidth, bool exact, bool refine) -> Tensor");
   // covered[i] = max(covered[i], s(row i, each center)), in float64.
   m.def(
-      "raise_covered(Tensor rows, Tensor centers, Tensor? shift, int similarity, float bandwidth, Tensor(a!) covered) "
-      "-> ()");
+      "raise_covered(Tensor rows, Tensor centers, Tensor? shift, int similarity, float bandwidth, bool refine, "
+      "Tensor(a!) covered) -> ()");
   // d2[i] = min(d2[i], squared distance to each centre); error[i] bounds its error, at most 1e-5 level;
   // nearest[i] = first_center + the centre that lowered it.
   m.def(

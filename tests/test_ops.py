@@ -72,7 +72,7 @@ def samples():
         "conditional_entropy": (ops.conditional_entropy, (p, posteriors, mass, False), {}),
         "conditional_entropy wide": (ops.conditional_entropy, (p.double(), posteriors, mass, True), {}),
         "greedy_coverage": (ops.greedy_coverage, (x, 5), {}),
-        "greedy_coverage tophat": (ops.greedy_coverage, (x.half(), 5), {"kernel": "tophat", "bandwidth": 2.0}),
+        "greedy_coverage tophat": (ops.greedy_coverage, (x.half(), 5), {"similarity": "tophat", "bandwidth": 2.0}),
         "greedy_coverage all": (
             ops.greedy_coverage,
             (x, 5),
@@ -81,14 +81,18 @@ def samples():
                 "weights": u,
                 "labeled": x[:3].clone(),
                 "covered": d2,
-                "kernel": "rbf",
+                "similarity": "rbf",
                 "bandwidth": 2.0,
             },
         ),
-        "coverage_gains": (ops.coverage_gains, (x, ones, d2, x[:9].clone(), shift, 1, 2.0, True), {}),
-        "coverage_gains bound": (ops.coverage_gains, (x, ones, d2, x[:9].clone(), None, 0, 1.0, False), {}),
-        "raise_covered": (ops.raise_covered, (x, x[:3].clone(), shift, 1, 2.0, torch.zeros_like(d2)), {}),
-        "raise_covered cosine": (ops.raise_covered, (x.half(), x[:3].clone(), None, 0, 1.0, torch.zeros_like(d2)), {}),
+        "coverage_gains": (ops.coverage_gains, (x, ones, d2, x[:9].clone(), shift, 1, 2.0, True, True), {}),
+        "coverage_gains bound": (ops.coverage_gains, (x, ones, d2, x[:9].clone(), None, 0, 1.0, False, False), {}),
+        "raise_covered": (ops.raise_covered, (x, x[:3].clone(), shift, 1, 2.0, True, torch.zeros_like(d2)), {}),
+        "raise_covered cosine": (
+            ops.raise_covered,
+            (x.half(), x[:3].clone(), None, 0, 1.0, False, torch.zeros_like(d2)),
+            {},
+        ),
         "kmeans_plusplus_block": (ops.kmeans_plusplus_block, (x, None, shift, 0, d2, index, u, 0.1, 9), {}),
         "k_center_greedy symmetric KL": (
             ops.k_center_greedy,
@@ -158,8 +162,8 @@ def test_compile_of_each_op(dynamic):
     ("name", "first"),
     [
         ("lower_distances", 8),
-        ("raise_covered", 5),
-        ("raise_covered cosine", 5),
+        ("raise_covered", 6),
+        ("raise_covered cosine", 6),
         ("divergences", 3),
         ("nearest_divergences", 5),
         ("nearest_points", 6),
@@ -268,16 +272,16 @@ def test_ops_check_for_themselves():
         with pytest.raises(RuntimeError, match=message):
             ops.conditional_entropy(*args)
     for args, message in [
-        ((x, d2, d2, x[:, :2], None, 0, 1.0, True), "candidates must be as wide as rows, got 2 and 3"),
-        ((x, d2[:4], d2, x, None, 0, 1.0, True), "weights must be a vector of 5"),
-        ((x, d2, d2.float(), x, None, 0, 1.0, True), "covered must be contiguous and of type Double, got Float"),
-        ((x, d2, d2, x, None, 3, 1.0, True), "similarity must be 0, 1 or 2, got 3"),
-        ((x, d2, d2, x, d2, 1, 1.0, True), "shift must be a vector of 3"),
+        ((x, d2, d2, x[:, :2], None, 0, 1.0, True, True), "candidates must be as wide as rows, got 2 and 3"),
+        ((x, d2[:4], d2, x, None, 0, 1.0, True, True), "weights must be a vector of 5"),
+        ((x, d2, d2.float(), x, None, 0, 1.0, True, True), "covered must be contiguous and of type Double, got Float"),
+        ((x, d2, d2, x, None, 3, 1.0, True, True), "similarity must be 0, 1 or 2, got 3"),
+        ((x, d2, d2, x, d2, 1, 1.0, True, True), "shift must be a vector of 3"),
     ]:
         with pytest.raises(RuntimeError, match=message):
             ops.coverage_gains(*args)
     with pytest.raises(RuntimeError, match="covered must be a vector of 5"):
-        ops.raise_covered(x, x, None, 1, 1.0, d2[:4])
+        ops.raise_covered(x, x, None, 1, 1.0, False, d2[:4])
 
 
 @pytest.mark.parametrize("m", [1, 2, 31, 500, 4000])

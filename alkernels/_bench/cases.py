@@ -15,11 +15,13 @@ from alkernels import reference
 from alkernels._bench.data import (
     FEATURES,
     Cover,
-    Distributions,
     Draws,
     Features,
     Joined,
+    Pairs,
+    Scored,
     Search,
+    Smallest,
     digit_draws,
     glove,
     halves,
@@ -155,7 +157,7 @@ def _sklearn_kmeans(d: Features) -> Callable[[], Any]:
 
 # ---- posterior draws ----
 
-PEAKED, FLAT = 30.0, 3.0
+PEAKED, FLAT = 15.0, 3.0
 
 
 def _close(rtol: float, atol: float) -> Callable[[Any, Any, Any], None]:
@@ -163,8 +165,8 @@ def _close(rtol: float, atol: float) -> Callable[[Any, Any, Any], None]:
 
 
 def _joined(quick: bool, sharpness: float) -> Joined:
-    probs = digit_draws(500 if quick else 2000, 50, sharpness)
-    return Joined(probs, probs[: 3 if quick else 4])
+    probs = digit_draws(1000 if quick else 2000, 50, sharpness)
+    return Joined(probs, probs[:4])
 
 
 def _joint_operations(d: Joined) -> float:
@@ -183,7 +185,7 @@ def _same_gains(d: Any, ours: Any, theirs: Any) -> None:
 # ---- divergences and neighbours ----
 
 
-def _pair_operations(d: Distributions | Search) -> float:
+def _pair_operations(d: Pairs | Smallest | Search) -> float:
     return 2 * d[0].numel() * len(d[1])
 
 
@@ -214,7 +216,7 @@ def _faiss_knn(d: Search) -> Callable[[], Any]:
 
 
 def _cover(n: int, k: int, kernel: str, bandwidth: float) -> Callable[[bool], Cover]:
-    return lambda quick: Cover(glove(n // 10 if quick else n), 10 if quick else k, kernel, bandwidth)
+    return lambda quick: Cover(glove(n // 4 if quick else n), k, kernel, bandwidth)
 
 
 def _ours_of_cover(d: Cover) -> Callable[[], Any]:
@@ -275,8 +277,8 @@ CASES = [
     Case(
         op="batchbald",
         pools={
-            "MNIST draws, peaked": lambda quick: Draws(digit_draws(500 if quick else 2000, 50, PEAKED), 5 - quick),
-            "MNIST draws, flat": lambda quick: Draws(digit_draws(500 if quick else 2000, 50, FLAT), 5 - quick),
+            "MNIST draws, peaked": lambda quick: Draws(digit_draws(1000 if quick else 2000, 50, PEAKED), 5),
+            "MNIST draws, flat": lambda quick: Draws(digit_draws(1000 if quick else 2000, 50, FLAT), 5),
         },
         sides={
             OURS: Side(lambda d: partial(batchbald_ops.batchbald, d.probs, d.b)),
@@ -288,7 +290,7 @@ CASES = [
     ),
     Case(
         op="bald",
-        pools={"MNIST draws": lambda quick: Draws(digit_draws(1000 if quick else 5000, 50, FLAT), 0)},
+        pools={"MNIST draws": lambda quick: Scored(digit_draws(1000 if quick else 5000, 50, FLAT))},
         sides={
             OURS: Side(lambda d: partial(bald_ops.bald, d.probs), passes=lambda d: 3),
             "plain PyTorch": Side(lambda d: partial(reference.bald, d.probs), passes=lambda d: 2),
@@ -316,7 +318,7 @@ CASES = [
     ),
     Case(
         op="pairwise_kl",
-        pools={"GloVe classes, all pairs": lambda quick: halves(4000 if quick else 20_000, 0)},
+        pools={"GloVe classes, all pairs": lambda quick: halves(5000 if quick else 20_000)},
         sides={
             OURS: Side(lambda d: partial(kl.pairwise_kl, d.p, d.q), passes=lambda d: 1),
             "plain PyTorch": Side(lambda d: partial(reference.pairwise_kl, d.p, d.q), passes=lambda d: 1),
@@ -326,7 +328,7 @@ CASES = [
     ),
     Case(
         op="pairwise_kl",
-        pools={"GloVe classes, k smallest": lambda quick: halves(4000 if quick else 20_000, 10)},
+        pools={"GloVe classes, k smallest": lambda quick: Smallest(*halves(5000 if quick else 20_000), 10)},
         sides={
             OURS: Side(lambda d: partial(kl.pairwise_kl, d.p, d.q, reduce="topk", k=d.k), passes=lambda d: 1),
             "plain PyTorch, a topk a chunk": Side(

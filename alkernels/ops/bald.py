@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from alkernels._inputs import Array
 from alkernels._probabilities import Probabilities
 from alkernels.ops.joint_entropy import check_draws, conditional_entropy
 from alkernels.ops.selection import library
+
+# Scores below this share of 1 + the draws' entropy are rounding: draws that agree have none.
+_ROUNDING = 1e-14
 
 
 def bald(probs: Array, *, log_input: bool = False) -> Array:
@@ -56,8 +61,20 @@ def bald(probs: Array, *, log_input: bool = False) -> Array:
         return torch.ops.alkernels.bald(probs, log_input=log_input)
     draws = check_draws(probs, "probs", log_input)
     draws.check()
-    scores, _ = information(draws)
+    k = int(draws.shape[1])
+    # One pass of the kernel: the mean of the draws, whose entropy counts, and each of them, whose entropy is taken off.
+    share = torch.full((1, k), 1 / k, dtype=torch.float64, device=draws.device)
+    rows = torch.cat([share, torch.eye(k, dtype=torch.float64, device=draws.device)])
+    mass = torch.cat([torch.ones_like(share[0, :1]), -share[0]])
+    parts = [conditional_entropy(tile, rows, mass, wide=True) for _, _, tile in _tiles(draws)]
+    scores = torch.cat([*parts, mass.new_empty(0)])
+    scores[scores < _ROUNDING * (1 + math.log(draws.shape[2]))] = 0.0
     return draws.pool.out(scores)
+
+
+def _tiles(probs: Probabilities):  # type: ignore[no-untyped-def]
+    """All rows, wide enough for float64 products: the kernel widens float32, logarithms lose digits in it."""
+    return probs.tiles(torch.float64 if probs.log_input else None)
 
 
 def information(probs: Probabilities) -> tuple[torch.Tensor, torch.Tensor]:
@@ -66,10 +83,12 @@ def information(probs: Probabilities) -> tuple[torch.Tensor, torch.Tensor]:
     each = torch.eye(k, dtype=torch.float64, device=probs.device)
     share = each.new_full((k,), 1 / k)
     scores, noise = each.new_empty(probs.count), each.new_empty(probs.count)
-    for begin, end, tile in probs.tiles(torch.float64 if probs.log_input else None):
+    for begin, end, tile in _tiles(probs):
         noise[begin:end] = conditional_entropy(tile, each, share, wide=True)
         scores[begin:end] = conditional_entropy(tile, share[None], each.new_ones(1), wide=True)
-    return scores.sub_(noise).clamp_(min=0), noise
+    scores -= noise
+    scores[scores < _ROUNDING * (1 + noise)] = 0.0
+    return scores, noise
 
 
 def epig(probs: Array, target_probs: Array, *, log_input: bool = False) -> Array:
@@ -105,7 +124,7 @@ def epig(probs: Array, target_probs: Array, *, log_input: bool = False) -> Array
     -----
     Computed as ``H(y) - E[H(y | y*)]`` by the kernel of :func:`joint_entropy`, whose configurations are here the
     targets' labels; products and sums in float64. ``2 N K C T C'`` operations; memory beyond the input: 50 MB and
-    16 bytes for each target, class and draw.
+    24 bytes for each target, class and draw.
 
     References
     ----------
@@ -132,13 +151,16 @@ def epig(probs: Array, target_probs: Array, *, log_input: bool = False) -> Array
     targets.check()
     k = draws.shape[1]
     # Configurations: each target's labels. The first row is 'nothing known', whose entropy comes in with a plus.
-    rows = torch.cat([tile.transpose(1, 2).flatten(0, 1) for _, _, tile in targets.tiles(torch.float64)])
+    classes = int(targets.shape[2])
+    rows = torch.empty(1 + targets.count * classes, k, dtype=torch.float64, device=draws.device)
+    rows[0] = 1.0
+    for begin, end, tile in targets.tiles(torch.float64):
+        rows[1 + begin * classes : 1 + end * classes].view(-1, classes, k).copy_(tile.transpose(1, 2))
     mass = rows.sum(1)
-    rows = rows[mass > 0] / mass[mass > 0, None]
-    mass = mass[mass > 0] / (k * targets.count)
-    rows = torch.cat([rows.new_full((1, k), 1 / k), rows])
-    mass = torch.cat([mass.sum()[None], -mass])
-    scores = [conditional_entropy(tile, rows, mass, wide=True) for _, _, tile in draws.tiles()]
+    rows /= mass.clamp(min=torch.finfo(torch.float64).tiny)[:, None]  # a label that no draw allows stays a row of zeros
+    mass /= -mass[1:].sum()
+    mass[0] = 1.0
+    scores = [conditional_entropy(tile, rows, mass, wide=True) for _, _, tile in _tiles(draws)]
     return draws.pool.out(torch.cat([*scores, mass.new_empty(0)]).clamp_(min=0))
 
 

@@ -8,7 +8,7 @@ import warnings
 import torch
 from tqdm import tqdm
 
-from alkernels._inputs import Array, Selection, check_integer
+from alkernels._inputs import Array, Selection, check_generator, check_integer
 from alkernels._probabilities import Probabilities
 from alkernels.ops.bald import information
 from alkernels.ops.joint_entropy import (
@@ -20,15 +20,16 @@ from alkernels.ops.joint_entropy import (
     compiled_seed,
 )
 from alkernels.ops.lazy_greedy import LazyGreedy
+from alkernels.ops.running_distances import rounding_share
 from alkernels.ops.selection import library
 
 # Gains below this are no information: such picks go by BALD, then by index.
 _NOTHING = 1e-9
 # Share of log K, the most that K draws can tell, from which on the rest of the batch is picked on what is left.
 _SATURATED = 0.95
-# Gains rise from step to step by rounding only; where configurations are sampled, by the noise of sampling too.
-_ROUNDING = 1e-12
-_NOISE = 0.5  # over the root of their number: three times the largest rise seen on random and real draws
+# Where configurations are sampled, gains may seem to rise from step to step: three times the largest rise seen, on
+# random and on real draws, times the root of the number of configurations.
+_NOISE = 0.5
 
 
 def batchbald(
@@ -125,6 +126,7 @@ def batchbald(
         raise ValueError(f"batch_size must be between 0 and {draws.count} (rows of probs), got {batch_size}")
     check_positive(max_configurations, "max_configurations")
     check_positive(num_samples, "num_samples")
+    check_generator(generator)
     draws.check()
     picks, gains, _ = select(
         draws, batch_size, Configurations(draws, max_configurations, num_samples, generator), progress=progress
@@ -157,7 +159,6 @@ def select(
         alone.clone(),
         None if probs.dtype == torch.float64 else estimate,
         lambda rows: gain(rows, True),
-        _ROUNDING,
     )
     most, warned = math.log(probs.shape[1]), False
     if probs.shape[1] == 1 and batch_size:
@@ -173,8 +174,8 @@ def select(
                     left = torch.where(greedy.bounds > -torch.inf, alone, -torch.inf)
                     pick = int((left == left.max()).nonzero()[0])
                     found = float(gain(torch.tensor([pick], device=probs.device), True))
-                if not configurations.sampled:
-                    found = max(found, 0.0)
+                if not configurations.sampled or probs.shape[1] == 1:
+                    found = max(found, 0.0) if probs.shape[1] > 1 else 0.0
             picks.append(pick)
             gains.append(found)
             greedy.exclude(pick)
@@ -202,12 +203,10 @@ def select(
 def rounding(draws: int) -> float:
     """By how much a float32 conditional entropy H may be off, as a share of H + 1.
 
-    A product q off by a share e of itself moves -q log q by at most e q (|log q| + 1). e: the register tile's sums (as
-    in error_share, csrc/cpu/metric_rows.h), the roundings of weights, probabilities, masses and the logarithm.
+    A product q off by a share e of itself moves -q log q by at most e q (|log q| + 1). e: the register tile's sums, the
+    roundings of weights, probabilities, masses and the logarithm.
     """
-    width = float(draws)
-    multiples = 6 + (width if width <= 64 else 32) / 5 + min(width, 512) / 128 + width / 1024 + 12
-    return multiples * torch.finfo(torch.float32).eps / 2
+    return rounding_share(draws, torch.float32) + 6 * torch.finfo(torch.float32).eps
 
 
 @torch.library.impl(library, "batchbald", "CompositeExplicitAutograd")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from alkernels._inputs import (
     check_vector,
 )
 from alkernels.ops.lazy_greedy import LazyGreedy
-from alkernels.ops.running_distances import middle
+from alkernels.ops.running_distances import middle, rounding_share
 from alkernels.ops.selection import library
 
 KERNELS = {"cosine": 0, "rbf": 1, "tophat": 2}
@@ -31,8 +32,12 @@ _OPERATIONS_A_CALL = 1.5e10
 _BYTES_A_TILE = 16 << 20
 # Features up to this leave room for squares and their sums in float32; larger ones are measured in float64 throughout.
 _LARGEST = 1e15
-# By how much a gain may seem to rise from one step to the next: sums of float64 roundings, relative to all weights.
-_ROUNDING = 1e-13
+# Features beyond this have squares that float64 cannot hold; starts beyond the other, sums that float32 cannot.
+_OVERFLOW = 1e150
+_LARGEST_START = 1e30
+# Squared distances are measured from differences where products may put them off by more than this share of the
+# bandwidth's square.
+_DOUBT = 1e-10
 
 
 def greedy_coverage(
@@ -121,8 +126,8 @@ def greedy_coverage(
             weights=weights,
             labeled=labeled,
             covered=covered,
-            kernel=kernel,
-            bandwidth=1.0 if bandwidth is None else bandwidth,
+            similarity=kernel,
+            bandwidth=bandwidth,
         )
         return CoverageSelection(*out) if return_covered else Selection(out[0], out[1])
     pool = check_pool(features)
@@ -139,10 +144,7 @@ def greedy_coverage(
     start = torch.zeros(pool.count, dtype=torch.float64, device=pool.device)
     if covered is not None:
         start = check_vector(covered, "covered", pool)
-    coverage = Coverage(pool, similarity, width, worth, start)
-    if known is not None:
-        for _, _, (tile,) in known.tiles(coverage.block):
-            coverage.add(tile)
+    coverage = Coverage(pool, similarity, width, worth, start, known)
     picks, gains, _ = select(coverage, k, may, progress=progress)
     if return_covered:
         return CoverageSelection(pool.out(picks), pool.out(gains), pool.out(coverage.covered))
@@ -159,16 +161,43 @@ class Coverage:
     """
 
     def __init__(
-        self, pool: Pool, similarity: int, bandwidth: float, weights: torch.Tensor, covered: torch.Tensor
+        self,
+        pool: Pool,
+        similarity: int,
+        bandwidth: float,
+        weights: torch.Tensor,
+        covered: torch.Tensor,
+        labeled: Pool | None = None,
     ) -> None:
-        self.pool, self.weights, self.covered = pool, weights, covered
-        largest = pool.check_finite()
-        self.narrow = pool.sources[0].dtype != torch.float64 and largest < _LARGEST
+        self.pool, self.covered = pool, covered
+        # a power of two that brings the weights near 1, where float32 bounds them well
+        self.unit = 2.0 ** math.floor(math.log2(float(weights.max())))
+        self.weights = weights / self.unit
+        known = [pool] if labeled is None else [pool, labeled]
+        largest = 0.0
+        for rows in known:
+            most = rows.check_finite()
+            if most > _OVERFLOW:
+                raise ValueError(f"{rows.name} must have squares that float64 can hold, got a magnitude of {most:.3g}")
+            largest = max(largest, most)
+        self.narrow = (
+            pool.sources[0].dtype != torch.float64
+            and largest < _LARGEST
+            and float(covered.abs().max()) < _LARGEST_START
+            and 1 / _LARGEST < bandwidth < _LARGEST
+        )
         self.similarity, self.bandwidth = similarity, bandwidth
-        self.shift = None if similarity == KERNELS["cosine"] else middle(pool)
+        self.shift, self.refine = None, False
+        if similarity != KERNELS["cosine"]:
+            shift = self.shift = middle(pool)
+            share = 2 * rounding_share(pool.widths[0], torch.float64)
+            self.refine = share * max(_largest_square(rows, shift) for rows in known) > _DOUBT * bandwidth**2
         # Tiles do not depend on what is asked of them: a gain is the same bits beside any other candidates.
         self.tile = max(1, _BYTES_A_TILE // (8 * pool.widths[0])) if pool.mapped else pool.count
         self.block = max(8, min(1024, (1 << 20) // pool.widths[0]))
+        if labeled is not None:
+            for _, _, (tile,) in labeled.tiles(self.block):
+                self.add(tile)
 
     def gains(self, rows: torch.Tensor, *, exact: bool) -> torch.Tensor:
         """What each of some rows would add; without `exact` upper bounds, cheaper."""
@@ -187,16 +216,25 @@ class Coverage:
                     self.similarity,
                     self.bandwidth,
                     exact,
+                    self.refine,
                 )
             parts.append(total)
-        return torch.cat(parts)
+        return torch.cat(parts) * self.unit
 
     def add(self, points: torch.Tensor) -> None:
         """Covers the pool by some points [n, D]."""
         for begin, end, (tile,) in self.pool.tiles(self.tile):
             torch.ops.alkernels.raise_covered(
-                tile, points, self.shift, self.similarity, self.bandwidth, self.covered[begin:end]
+                tile, points, self.shift, self.similarity, self.bandwidth, self.refine, self.covered[begin:end]
             )
+
+
+def _largest_square(rows: Pool, shift: torch.Tensor) -> float:
+    """The largest squared distance from the shift."""
+    largest = 0.0
+    for _, _, (tile,) in rows.tiles(max(1, (_BYTES_A_TILE >> 2) // (8 * rows.widths[0]))):
+        largest = max(largest, float((tile.double() - shift).square_().sum(1).max()))
+    return largest
 
 
 def select(
@@ -211,7 +249,6 @@ def select(
         bounds,
         (lambda rows: coverage.gains(rows, exact=False)) if coverage.narrow else None,
         lambda rows: coverage.gains(rows, exact=True),
-        _ROUNDING * float(coverage.weights.sum()),
     )
     picks: list[int] = []
     gains: list[float] = []
@@ -235,13 +272,11 @@ def check_kernel(kernel: Any, bandwidth: Any) -> tuple[int, float]:
         return KERNELS[kernel], 1.0
     if kernel == "cosine":
         raise ValueError(f"bandwidth must not be given for kernel 'cosine', got {bandwidth!r}")
-    try:
-        width = float(bandwidth)
-    except (TypeError, ValueError):
-        raise TypeError(f"bandwidth must be a number, got {type(bandwidth).__name__} {bandwidth!r}") from None
-    # its square must be a normal float32, and so must the square's inverse
-    if not 1e-18 < width < 1e18:
-        raise ValueError(f"bandwidth must be above 0 (and between 1e-18 and 1e18), got {bandwidth!r}")
+    if isinstance(bandwidth, bool) or not isinstance(bandwidth, numbers.Real):
+        raise TypeError(f"bandwidth must be a number, got {type(bandwidth).__name__} {bandwidth!r}")
+    width = float(bandwidth)
+    if not 1 / _OVERFLOW < width < _OVERFLOW:
+        raise ValueError(f"bandwidth must be above 0, with a square that float64 can hold, got {bandwidth!r}")
     return KERNELS[kernel], width
 
 
@@ -260,7 +295,7 @@ def check_weights(weights: Any, pool: Pool) -> torch.Tensor:
 
 @torch.library.impl(library, "greedy_coverage", "CompositeExplicitAutograd")
 def _(  # type: ignore[no-untyped-def]
-    features, k, *, candidates=None, weights=None, labeled=None, covered=None, kernel="cosine", bandwidth=1.0
+    features, k, *, candidates=None, weights=None, labeled=None, covered=None, similarity="cosine", bandwidth=None
 ):
     return tuple(
         greedy_coverage(
@@ -270,8 +305,8 @@ def _(  # type: ignore[no-untyped-def]
             weights=weights,
             labeled=labeled,
             covered=covered,
-            kernel=kernel,
-            bandwidth=None if kernel == "cosine" else bandwidth,
+            kernel=similarity,
+            bandwidth=bandwidth,
             return_covered=True,
         )
     )
@@ -279,7 +314,7 @@ def _(  # type: ignore[no-untyped-def]
 
 @torch.library.register_fake("alkernels::greedy_coverage")
 def _(  # type: ignore[no-untyped-def]
-    features, k, *, candidates=None, weights=None, labeled=None, covered=None, kernel="cosine", bandwidth=1.0
+    features, k, *, candidates=None, weights=None, labeled=None, covered=None, similarity="cosine", bandwidth=None
 ):
     torch._check(features.dim() == 2, lambda: f"features must be two-dimensional, got {features.dim()}")
     torch._check(k >= 0, lambda: f"k must not be negative, got {k}")
@@ -292,12 +327,12 @@ def _(  # type: ignore[no-untyped-def]
 
 
 @torch.library.register_fake("alkernels::coverage_gains")
-def _(rows, weights, covered, candidates, shift, similarity, bandwidth, exact):  # type: ignore[no-untyped-def]
+def _(rows, weights, covered, candidates, shift, similarity, bandwidth, exact, refine):  # type: ignore[no-untyped-def]
     torch._check(rows.dim() == 2 and candidates.dim() == 2 and rows.shape[1] == candidates.shape[1])
     return weights.new_empty(candidates.shape[0])
 
 
 @torch.library.register_fake("alkernels::raise_covered")
-def _(rows, centers, shift, similarity, bandwidth, covered):  # type: ignore[no-untyped-def]
+def _(rows, centers, shift, similarity, bandwidth, refine, covered):  # type: ignore[no-untyped-def]
     torch._check(rows.dim() == 2 and centers.dim() == 2 and rows.shape[1] == centers.shape[1])
     torch._check(covered.shape == (rows.shape[0],))

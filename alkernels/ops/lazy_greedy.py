@@ -27,13 +27,11 @@ class LazyGreedy:
         Upper bounds of their gains at this step.
     evaluate : function of row numbers
         Their gains at this step. Both must give a row the same bits whichever rows it is asked with.
-    rounding : float
-        By how much a gain may seem to rise from one step to the next.
 
     Attributes
     ----------
     margin : float
-        Added to bounds of earlier steps; more than `rounding` where gains are estimates themselves.
+        Added to bounds of earlier steps: 0, unless gains are estimates themselves.
     evaluations : int
         How many rows were estimated or evaluated so far.
     """
@@ -43,10 +41,9 @@ class LazyGreedy:
         bounds: torch.Tensor,
         estimate: Callable[[torch.Tensor], torch.Tensor] | None,
         evaluate: Callable[[torch.Tensor], torch.Tensor],
-        rounding: float,
     ) -> None:
         self.bounds, self.estimate, self.evaluate = bounds, estimate, evaluate
-        self.margin = rounding
+        self.margin = 0.0
         self.evaluations = 0
         self._block = _BLOCK
 
@@ -62,7 +59,8 @@ class LazyGreedy:
         some = block if self.estimate is None else _BLOCK // 4
         while True:
             values, rows = torch.ops.alkernels.top_candidates(ceiling, min(max(block, some), len(bounds)))
-            rows = rows[(values >= gain) & (values > -torch.inf)]  # one as high as the best may have a lower index
+            # one as high as the best wins by a lower index
+            rows = rows[(values > gain) | ((values == gain) & (rows < pick))]
             if not len(rows):
                 break
             stale = ~estimated[rows]

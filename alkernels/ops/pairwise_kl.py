@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from alkernels._inputs import Array, TopK, check_integer
+from alkernels._inputs import Array, TopK, as_tensor, check_integer
 from alkernels._probabilities import Probabilities
 from alkernels.ops.selection import library
 
@@ -198,7 +198,7 @@ def _gathered(left: Probabilities, right: Probabilities, neighbors: Any, gather:
 
 
 def check_neighbors(neighbors: Any, own: Probabilities, other: Probabilities) -> torch.Tensor:
-    index = torch.as_tensor(neighbors).detach().to(own.device)
+    index = as_tensor(neighbors, "neighbors", "a matrix of row numbers").to(own.device)
     if index.is_floating_point() or index.is_complex() or index.dtype == torch.bool:
         raise TypeError(f"neighbors must hold row numbers, got dtype {index.dtype}")
     if index.dim() != 2 or len(index) != own.count:

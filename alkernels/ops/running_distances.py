@@ -205,6 +205,15 @@ def middle(pool: Pool) -> torch.Tensor:
     return sample.double().median(dim=0).values
 
 
+def rounding_share(width: int, dtype: torch.dtype) -> float:
+    """How far the register tile's product of two rows may be off, as a share of their squared lengths' sum.
+
+    error_share of csrc/cpu/metric_rows.h.
+    """
+    multiples = 6 + (width if width <= 64 else 32) / 5 + min(width, 512) / 128 + width / 1024
+    return multiples * torch.finfo(dtype).eps / 2
+
+
 def pair(factors: Factors) -> tuple[torch.Tensor, torch.Tensor | None]:
     return factors[0], factors[1] if len(factors) == 2 else None
 

@@ -29,7 +29,7 @@ struct Probabilities {
 template <typename S, typename T>
 void pack_panel(const Probabilities& probs, int64_t first, int64_t lanes, T* panel) {
   const int64_t end = std::min(first + lanes, probs.count * probs.classes);
-  std::fill_n(panel, probs.draws * lanes, T(0));
+  if (end < first + lanes) std::fill_n(panel, probs.draws * lanes, T(0));
   for (int64_t column = first; column < end;) {
     const int64_t n = column / probs.classes, c = column % probs.classes;
     const int64_t count = std::min(probs.classes - c, end - column);
@@ -37,7 +37,11 @@ void pack_panel(const Probabilities& probs, int64_t first, int64_t lanes, T* pan
     for (int64_t k = 0; k < probs.draws; ++k) {
       const S* x = from + k * probs.stride[1];
       T* to = panel + k * lanes + (column - first);
-      for (int64_t i = 0; i < count; ++i) to[i] = static_cast<T>(x[i * probs.stride[2]]);
+      if (probs.stride[2] == 1) {
+        for (int64_t i = 0; i < count; ++i) to[i] = static_cast<T>(x[i]);
+      } else {
+        for (int64_t i = 0; i < count; ++i) to[i] = static_cast<T>(x[i * probs.stride[2]]);
+      }
     }
     column += count;
   }

@@ -6,8 +6,11 @@
 // runs' sums are added in order, so that a gain is the same bits on any number of threads and beside any other
 // candidates. Traffic: the rows and 16 bytes of state a row once, the packed candidates once a tile from L2.
 //
-// In float32 the result is an upper bound: squared distances are lowered and similarities raised by what rounding may
-// have done to them. raise_covered takes float64 products, and the same arithmetic as the gains.
+// In float32 the result is an upper bound: squared distances are lowered, similarities and weights raised by what
+// rounding may have done to them. raise_covered takes float64 products, and the same arithmetic as the gains.
+//
+// Where even float64 products may lose a squared distance beside the bandwidth (`refine`: rows far apart, a narrow
+// kernel), pairs that may be in range are measured from differences, a register tile's rows at a time.
 #include <torch/csrc/stable/library.h>
 
 #include "metric_rows.h"
@@ -43,9 +46,55 @@ SimilarityOf<float> at_least(Similarity kind, double bandwidth) {
   return {kind, static_cast<float>(square * (1 + kRounding)), 1.0f, static_cast<float>(kRounding)};
 }
 
+// Similarities of a few rows of the pool to a block, with squared distances from differences where products lose them.
+class RefinedSimilarities {
+ public:
+  RefinedSimilarities(const Rows& pool, const PackedBlock<double>& block, Similarity kind, double bandwidth)
+      : block_(block),
+        to_(exactly<double>(kind, bandwidth)),
+        share_(error_share<double>(pool, Metric::kEuclidean)),
+        square_(bandwidth * bandwidth),
+        reach_(kind == Similarity::kRbf ? 750 * square_ : square_),
+        row_(pool, Metric::kEuclidean, nullptr, 1) {
+    const auto& simd = distance_tile<double>();
+    ld = (block.centers().count + simd.lanes - 1) / simd.lanes * simd.lanes;
+    values_.resize(static_cast<size_t>(simd.rows * ld));
+  }
+
+  // Rows [first, last) of a packed tile whose first row is `begin` of the pool; [last - first, ld].
+  const double* of(const PackedRows<double>& rows, int64_t begin, int64_t first, int64_t last, bool refine) {
+    const int64_t count = block_.centers().count;
+    distance_tile<double>().matrix(rows, first, last, block_.centers(), 0, count, values_.data() - first * ld, ld);
+    for (int64_t r = first; refine && r < last; ++r) {
+      double* d2 = values_.data() + (r - first) * ld;
+      bool filled = false;
+      for (int64_t j = 0; j < count; ++j) {
+        const double error = share_ * (rows.squared_norm[r] + block_.centers().squared_norm[j]);
+        if (error <= kDoubt * square_ || d2[j] - error > reach_) continue;
+        if (!filled) row_.fill(begin + r, 1);
+        filled = true;
+        d2[j] = exact_distance(Metric::kEuclidean, row_.rows(), 0, block_.exact(), j);
+      }
+    }
+    row_sums<double>().similarities(to_, (last - first) * ld, values_.data());
+    return values_.data();
+  }
+
+  int64_t ld = 0;
+
+ private:
+  static constexpr double kDoubt = 1e-10;
+
+  const PackedBlock<double>& block_;
+  const SimilarityOf<double> to_;
+  const double share_, square_, reach_;
+  PackedTile<double> row_;
+  std::vector<double> values_;
+};
+
 template <typename T>
 void gains(const Rows& pool, const double* weights, const double* covered, const Rows& candidates, const double* shift,
-           Similarity kind, double bandwidth, double* out) {
+           Similarity kind, double bandwidth, bool refine, double* out) {
   constexpr bool kBound = std::is_same_v<T, float>;
   const auto& simd = distance_tile<T>();
   const Metric metric = metric_for(kind);
@@ -74,6 +123,10 @@ void gains(const Rows& pool, const double* weights, const double* covered, const
   parallel_tasks(runs, [&](const auto& next) {
     PackedTile<T> tile(pool, metric, shift, by.tile_rows);
     std::vector<T> weight(static_cast<size_t>(by.tile_rows)), level(weight), norms(weight);
+    std::optional<RefinedSimilarities> refined;
+    if constexpr (!kBound) {
+      if (refine) refined.emplace(pool, block, kind, bandwidth);
+    }
     for (int64_t run; (run = next()) >= 0;) {
       const int64_t end = std::min(pool.count, (run + 1) * run_rows);
       for (int64_t begin = run * run_rows; begin < end; begin += by.tile_rows) {
@@ -82,10 +135,24 @@ void gains(const Rows& pool, const double* weights, const double* covered, const
         for (int64_t r = 0; r < count; ++r) {
           const auto at = static_cast<size_t>(r);
           weight[at] = static_cast<T>(weights[begin + r]);
+          if (static_cast<double>(weight[at]) < weights[begin + r])
+            weight[at] = std::nextafter(weight[at], std::numeric_limits<T>::infinity());
           level[at] = static_cast<T>(covered[begin + r]);
           if (static_cast<double>(level[at]) > covered[begin + r])
             level[at] = std::nextafter(level[at], -std::numeric_limits<T>::infinity());
           if constexpr (kBound) norms[at] = lowered(rows.squared_norm[r]);
+        }
+        if constexpr (!kBound) {
+          for (int64_t first = 0; refine && first < count; first += simd.rows) {
+            const int64_t last = std::min(count, first + simd.rows);
+            const double* s = refined->of(rows, begin, first, last, true);
+            for (int64_t r = first; r < last; ++r, s += refined->ld) {
+              const auto at = static_cast<size_t>(r);
+              for (int64_t j = 0; j < columns.count; ++j)
+                sums[static_cast<size_t>(run * padded + j)] += weight[at] * std::max(0.0, s[j] - level[at]);
+            }
+          }
+          if (refine) continue;
         }
         if constexpr (kBound) rows.squared_norm = norms.data();
         for (int64_t first = 0; first < columns.count; first += by.group) {
@@ -98,12 +165,13 @@ void gains(const Rows& pool, const double* weights, const double* covered, const
   for (int64_t j = 0; j < columns.count; ++j) {
     double sum = 0;
     for (int64_t run = 0; run < runs; ++run) sum += sums[static_cast<size_t>(run * padded + j)];
-    out[j] = kBound ? sum * (1 + 2 * kRounding) : sum;
+    // what float32 drops of a term altogether is below its smallest normal number, weights being 2 at most
+    out[j] = kBound ? sum * (1 + 2 * kRounding) + 1e-37 * static_cast<double>(pool.count) : sum;
   }
 }
 
 Tensor coverage_gains_cpu(Tensor rows, Tensor weights, Tensor covered, Tensor candidates, std::optional<Tensor> shift,
-                          int64_t similarity, double bandwidth, bool exact) {
+                          int64_t similarity, double bandwidth, bool exact, bool refine) {
   constexpr const char* kOp = "coverage_gains";
   const Similarity kind = similarity_of(similarity, kOp);
   const Rows pool = rows_of(rows, std::nullopt, Metric::kEuclidean, kOp, "rows");
@@ -116,12 +184,12 @@ Tensor coverage_gains_cpu(Tensor rows, Tensor weights, Tensor covered, Tensor ca
   std::fill_n(gain, block.count, 0.0);
   if (pool.count == 0 || block.count == 0) return out;
   (exact ? gains<double> : gains<float>)(pool, weights.const_data_ptr<double>(), covered.const_data_ptr<double>(),
-                                         block, shift_of(shift, pool, kOp), kind, bandwidth, gain);
+                                         block, shift_of(shift, pool, kOp), kind, bandwidth, refine, gain);
   return out;
 }
 
 void raise_covered_cpu(Tensor rows, Tensor centers, std::optional<Tensor> shift, int64_t similarity, double bandwidth,
-                       Tensor covered) {
+                       bool refine, Tensor covered) {
   constexpr const char* kOp = "raise_covered";
   const Similarity kind = similarity_of(similarity, kOp);
   const Rows pool = rows_of(rows, std::nullopt, Metric::kEuclidean, kOp, "rows");
@@ -132,25 +200,19 @@ void raise_covered_cpu(Tensor rows, Tensor centers, std::optional<Tensor> shift,
   const Metric metric = metric_for(kind);
   const double* from = shift_of(shift, pool, kOp);
   double* level = covered.mutable_data_ptr<double>();
-  const auto& simd = distance_tile<double>();
+  const int64_t simd_rows = distance_tile<double>().rows, tile_rows = blocking<double>(pool).tile_rows;
   const PackedBlock<double> block(block_rows, metric, from);
-  const SimilarityOf<double> to = exactly<double>(kind, bandwidth);
-  const int64_t tile_rows = blocking<double>(pool).tile_rows;
-  const int64_t ld = (block_rows.count + simd.lanes - 1) / simd.lanes * simd.lanes;
   parallel_tasks((pool.count + tile_rows - 1) / tile_rows, [&](const auto& next) {
     PackedTile<double> tile(pool, metric, from, tile_rows);
-    std::vector<double> values(static_cast<size_t>(simd.rows * ld));
+    RefinedSimilarities similarities(pool, block, kind, bandwidth);
     for (int64_t task; (task = next()) >= 0;) {
       const int64_t begin = task * tile_rows, count = std::min(tile_rows, pool.count - begin);
       const PackedRows<double>& packed = tile.fill(begin, count);
-      for (int64_t first = 0; first < count; first += simd.rows) {
-        const int64_t last = std::min(count, first + simd.rows);
-        simd.matrix(packed, first, last, block.centers(), 0, block_rows.count, values.data() - first * ld, ld);
-        row_sums<double>().similarities(to, (last - first) * ld, values.data());
-        for (int64_t r = first; r < last; ++r) {
-          const double* s = values.data() + (r - first) * ld;
+      for (int64_t first = 0; first < count; first += simd_rows) {
+        const int64_t last = std::min(count, first + simd_rows);
+        const double* s = similarities.of(packed, begin, first, last, refine);
+        for (int64_t r = first; r < last; ++r, s += similarities.ld)
           level[begin + r] = std::max(level[begin + r], *std::max_element(s, s + block_rows.count));
-        }
       }
     }
   });
