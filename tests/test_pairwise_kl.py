@@ -281,7 +281,7 @@ def test_what_a_float16_model_says_is_taken(log_input, rng):
 
 def test_a_bfloat16_softmax_is_refused_with_a_hint(rng):
     p = (3 * torch.randn(300, 10, generator=rng)).softmax(1).bfloat16()
-    with pytest.raises(ValueError, match="p must hold probabilities that sum to 1 .*bfloat16 rounds more than that"):
+    with pytest.raises(ValueError, match=r"p must hold probabilities that sum to 1 .*bfloat16 rounds more than that"):
         alk.pairwise_kl(p, p)
 
 
