@@ -854,7 +854,7 @@ def bad():
             "neighbors must be rows of p, between 0 and 2, got 3 in row 3",
         ),
         "neighbour negative": ((p, q), {"neighbors": [[0], [1], [-1]]}, ValueError, "rows of q.*got -1 in row 2"),
-        "neighbours float": ((p, q), {"neighbors": [[0.0]] * 3}, TypeError, "neighbors must hold row numbers.*float32"),
+        "neighbours float": ((p, q), {"neighbors": [[0.0]] * 3}, TypeError, "neighbors must hold row numbers.*float"),
         "neighbours bool": ((p, q), {"neighbors": [[True]] * 3}, TypeError, "neighbors must hold row numbers.*bool"),
         "neighbours of the other side": (
             (p, q),
