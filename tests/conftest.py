@@ -31,7 +31,18 @@ def as_double(x):
 
 
 def true_squared(rows, center, metric="euclidean"):
-    """Squared distances to one centre from differences in float64 (for cosine: of rows scaled to length one)."""
+    """Squared distances to one centre from differences in float64 (for cosine: of rows scaled to length one).
+
+    Under ``symmetric_kl`` the distances themselves: infinite where one has a class that the other rules out.
+    """
+    if metric == "symmetric_kl":
+        both = (rows > 0) & (center > 0)
+        # log(p / q) without a difference of logarithms where the two are close
+        ratio = torch.where(both, (rows - center) / torch.where(both, center, 1.0), 0.0)
+        far = torch.where(both, rows, 1.0).log() - torch.where(both, center, 1.0).log()
+        log = torch.where(ratio.abs() < 0.5, ratio.clamp(min=-0.5, max=0.5).log1p(), far)
+        total = ((rows - center) * log).sum(1) / 2
+        return torch.where(((rows > 0) == (center > 0)).all(1), total, torch.inf)
     if isinstance(rows, tuple):
         a, h = rows
         b, g = center
@@ -67,12 +78,11 @@ def assert_farthest_first(features, selection, *, labeled=None, start=None, metr
             d2 = torch.minimum(d2, true_squared(x, row(known, j), metric))
     for step, pick in enumerate(picks):
         chosen = step == 0 and (start is not None or labeled is None)
+        distance = d2 if metric == "symmetric_kl" else d2.clamp(min=0).sqrt()
         if not chosen:
-            assert d2[pick].sqrt() >= (1 - 1e-5) * d2.max().sqrt(), (
-                f"pick {step}: {d2[pick].sqrt()} < {d2.max().sqrt()}"
-            )
+            assert distance[pick] >= (1 - 1e-5) * distance.max(), f"pick {step}: {distance[pick]} < {distance.max()}"
         score = float(torch.as_tensor(selection.scores)[step])
-        unit = d2[pick] / 2 if metric == "cosine" else d2[pick].sqrt()
+        unit = d2[pick] / 2 if metric == "cosine" else distance[pick]
         assert score == pytest.approx(float(unit), rel=2e-5, abs=1e-37)
         d2 = torch.minimum(d2, true_squared(x, row(x, pick), metric))
         d2[pick] = -1  # picked rows are never picked again

@@ -322,6 +322,233 @@ def test_progress_bar(rng, capsys):
     assert "50/50" in capsys.readouterr().err
 
 
+# ---- symmetric KL ----
+
+
+def dyadic(rng, n, c, parts=64):
+    """Multiples of 1 / parts that sum to exactly 1, zeros among them."""
+    draws = torch.randint(c, (n, parts), generator=rng)
+    return torch.zeros(n, c).scatter_add_(1, draws, torch.ones(n, parts)) / parts
+
+
+def positive(rng, n, c, parts=128):
+    """Multiples of 1 / parts without zeros: bfloat16 holds them exactly."""
+    return (dyadic(rng, n, c, parts - c) * (parts - c) + 1) / parts
+
+
+def softmax(rng, n, c, scale):
+    return (scale * torch.randn(n, c, generator=rng, dtype=torch.float64)).softmax(1)
+
+
+def few_supports(rng, n, c):
+    """Some classes ruled out, by one of a few patterns: finite distances inside each, infinite ones between."""
+    mask = (torch.rand(4, c, generator=rng) < 0.6)[torch.randint(4, (n,), generator=rng)]
+    mask[:, 0] |= ~mask.any(1)
+    x = softmax(rng, n, c, 2.0) * mask
+    return x / x.sum(1, keepdim=True)
+
+
+DISTRIBUTIONS = {
+    "real": lambda g, n: softmax(g, n, 10, 1.0),
+    "peaked": lambda g, n: softmax(g, n, 10, 12.0),
+    "very peaked": lambda g, n: softmax(g, n, 10, 60.0),
+    "flat": lambda g, n: softmax(g, n, 10, 1e-3),
+    "nearly equal": lambda g, n: softmax(g, n, 10, 1e-6),
+    "many classes": lambda g, n: softmax(g, n, 200, 2.0),
+    "two classes": lambda g, n: softmax(g, n, 2, 3.0),
+    "few supports": lambda g, n: few_supports(g, n, 6),
+    "supports of 70 classes": lambda g, n: few_supports(g, n, 70),
+    "dyadic": lambda g, n: dyadic(g, n, 4).double(),
+    "positive": lambda g, n: positive(g, n, 7).double(),
+    "subnormal in float32": lambda g, n: torch.cat(
+        [10.0 ** -torch.randint(20, 44, (n, 2), generator=g).double(), positive(g, n, 3).double()], 1
+    ),
+    "duplicates": lambda g, n: softmax(g, 30, 5, 1.0)[torch.randint(30, (n,), generator=g)],
+}
+
+
+def sequential(x, k, labeled=None, start=None):
+    """The rule, one pick a pass, from explicit float64 terms."""
+    x = as_double(x)
+    d = torch.full((len(x),), torch.inf, dtype=torch.float64)
+    for known in () if labeled is None else as_double(labeled):
+        d = torch.minimum(d, true_squared(x, known, "symmetric_kl"))
+    picks, scores = [], []
+    for _ in range(k):
+        picks.append(start if not picks and start is not None else int(d.argmax()))
+        scores.append(float(d[picks[-1]]))
+        d = torch.minimum(d, true_squared(x, x[picks[-1]], "symmetric_kl"))
+        d[picks] = -1
+    return picks, torch.tensor(scores, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("way", ["start", "labeled", "both"])
+def test_symmetric_kl(name, dtype, way, rng, device):
+    x = DISTRIBUTIONS[name](rng, 700).to(dtype)
+    known = DISTRIBUTIONS[name](rng, 9).to(dtype) if way != "start" else None
+    start = None if way == "labeled" else 5
+    moved = None if known is None else known.to(device)
+    ours = alk.k_center_greedy(
+        x.to(device), 300, labeled=moved, start=start, metric="symmetric_kl", return_distances=True
+    )
+    assert ours.scores.dtype == torch.float64
+    left = assert_farthest_first(x, ours, labeled=known, start=start, metric="symmetric_kl")
+    radius = float(left[torch.isfinite(left)].max())
+    torch.testing.assert_close(ours.distances.cpu(), left, rtol=2e-5, atol=2e-5 * radius)
+    centers = as_double(torch.cat([*(() if known is None else (known,)), x[ours.indices.cpu()]]))
+    nearest = ours.nearest.cpu()
+    assert torch.equal(nearest < 0, torch.isinf(left))
+    for i in range(0, 700, 13):
+        if nearest[i] >= 0:
+            true = true_squared(as_double(x[i : i + 1]), centers[nearest[i]], "symmetric_kl")
+            assert float(true) == pytest.approx(float(left[i]), rel=2e-5, abs=2e-5 * radius)
+
+
+@pytest.mark.parametrize("name", ["real", "peaked", "many classes", "two classes", "few supports"])
+@pytest.mark.parametrize("labels", [0, 1, 40])
+def test_symmetric_kl_equals_the_sequential_rule(name, labels, rng, device):
+    x, known = DISTRIBUTIONS[name](rng, 500), DISTRIBUTIONS[name](rng, labels) if labels else None
+    start = None if labels else 250
+    moved = None if known is None else known.to(device)
+    ours = alk.k_center_greedy(x.to(device), 500, labeled=moved, start=start, metric="symmetric_kl")
+    picks, scores = sequential(x, 500, known, start)
+    assert ours.indices.tolist() == picks
+    torch.testing.assert_close(ours.scores.cpu(), scores, rtol=1e-5, atol=0)
+    plain = alk.reference.k_center_greedy(x, 60, labeled=known, start=start, metric="symmetric_kl")
+    assert torch.equal(plain.indices, ours.indices[:60].cpu())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_symmetric_kl_in_each_dtype(dtype, rng, device):
+    x, known = positive(rng, 400, 6), positive(rng, 5, 6)
+    ours = alk.k_center_greedy(x.to(device, dtype), 100, labeled=known.to(device, dtype), metric="symmetric_kl")
+    wide = alk.k_center_greedy(x.double(), 100, labeled=known.double(), metric="symmetric_kl")
+    assert torch.equal(ours.indices.cpu(), wide.indices) and torch.equal(ours.scores.cpu(), wide.scores)
+    assert_farthest_first(x, ours, labeled=known, metric="symmetric_kl")
+
+
+def test_symmetric_kl_by_hand():
+    x = torch.tensor([[0.5, 0.5, 0.0], [0.25, 0.75, 0.0], [0.0, 0.0, 1.0], [0.75, 0.25, 0.0], [0.5, 0.5, 0.0]])
+    out = alk.k_center_greedy(x, 5, start=0, metric="symmetric_kl", return_distances=True)
+    half = 0.25 * np.log(3) / 2  # (1/4 log 2 + 1/4 log 3/2) / 2
+    assert out.indices.tolist()[:2] == [0, 2] and out.indices.tolist()[4] == 4
+    torch.testing.assert_close(
+        out.scores, torch.tensor([torch.inf, torch.inf, half, half, 0.0]).double(), rtol=1e-7, atol=0
+    )
+    one = alk.k_center_greedy(x, 1, start=0, metric="symmetric_kl", return_distances=True)
+    assert one.nearest.tolist() == [0, 0, -1, 0, 0]
+    assert one.distances[2] == torch.inf and one.distances[0] == one.distances[4] == 0
+
+
+def test_infinitely_far_rows_are_picked_in_index_order():
+    """One-hot rows: all distances are infinite or 0."""
+    x = torch.eye(40)[torch.arange(400) * 7 % 40]
+    out = alk.k_center_greedy(x, 400, start=11, metric="symmetric_kl", return_distances=True)
+    distinct = [11, *(i for i in range(40) if i != 11)]
+    assert out.indices.tolist() == distinct + list(range(40, 400))
+    assert torch.isinf(out.scores[:40]).all() and (out.scores[40:] == 0).all()
+    few = alk.k_center_greedy(x, 3, labeled=x[:2], metric="symmetric_kl", return_distances=True)
+    assert few.indices.tolist() == [2, 3, 4]
+    kinds = torch.arange(400) * 7 % 40
+    of_centers = [int(kinds[j]) for j in (0, 1, 2, 3, 4)]
+    expected = torch.tensor([of_centers.index(int(kind)) if kind in of_centers else -1 for kind in kinds])
+    expected[few.indices] = torch.arange(2, 5)
+    assert torch.equal(few.nearest, expected)
+    assert torch.equal(torch.isinf(few.distances), expected < 0)
+    nothing = alk.k_center_greedy(x, 0, metric="symmetric_kl", return_distances=True)
+    assert torch.isinf(nothing.distances).all() and (nothing.nearest == -1).all()
+
+
+@pytest.mark.parametrize("tiny", [1e-10, 1e-30, 1e-45, 1e-290, 1e-300, 5e-324])
+def test_a_class_allowed_ever_so_little_is_not_ruled_out(tiny):
+    x = torch.tensor([[1.0, 0.0], [1.0, tiny], [0.5, 0.5]], dtype=torch.float64)
+    for start in range(3):
+        out = alk.k_center_greedy(x, 3, start=start, metric="symmetric_kl", return_distances=True)
+        picks, scores = sequential(x, 3, start=start)
+        assert out.indices.tolist() == picks
+        torch.testing.assert_close(out.scores, scores, rtol=1e-9, atol=0)
+
+
+def test_one_class_leaves_nothing_to_choose():
+    out = alk.k_center_greedy(torch.ones(50, 1), 50, start=7, metric="symmetric_kl")
+    assert out.indices.tolist() == [7, *(i for i in range(50) if i != 7)] and (out.scores[1:] == 0).all()
+
+
+def test_symmetric_kl_of_numpy_and_memmap(rng, tmp_path):
+    x = few_supports(rng, 900, 6).float()
+    np.save(tmp_path / "x.npy", x.numpy())
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    expected = alk.k_center_greedy(x[100:], 80, labeled=x[:100], metric="symmetric_kl", return_distances=True)
+    for array in (x.numpy(), mapped, np.asfortranarray(x.numpy())):
+        out = alk.k_center_greedy(array[100:], 80, labeled=array[:100], metric="symmetric_kl", return_distances=True)
+        for a, b in zip(out, expected, strict=True):
+            assert isinstance(a, np.ndarray) and np.array_equal(a, b.numpy())
+
+
+def test_first_pick_under_symmetric_kl_comes_from_the_generator(rng):
+    x = softmax(rng, 500, 4, 1.0)
+    picks = {int(alk.k_center_greedy(x, 1, generator=seed, metric="symmetric_kl").indices) for seed in range(30)}
+    assert len(picks) > 20
+    one, two = (alk.k_center_greedy(x, 9, generator=3, metric="symmetric_kl") for _ in range(2))
+    assert torch.equal(one.indices, two.indices)
+
+
+@pytest.mark.parametrize("name", ["real", "few supports", "flat"])
+def test_symmetric_kl_is_the_same_for_any_number_of_threads(name, rng):
+    x = DISTRIBUTIONS[name](rng, 6000)
+    known = DISTRIBUTIONS[name](rng, 300)
+    threads, results = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3, 3, 2, 3):
+            torch.set_num_threads(count)
+            results.append(alk.k_center_greedy(x, 150, labeled=known, metric="symmetric_kl", return_distances=True))
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_compile_of_symmetric_kl(rng):
+    x = few_supports(rng, 200, 5)
+    function = lambda x: alk.k_center_greedy(x, 20, start=2, metric="symmetric_kl", return_distances=True)  # noqa: E731
+    torch._dynamo.reset()
+    for ours, eager in zip(torch.compile(function, fullgraph=True)(x), function(x), strict=True):
+        assert torch.equal(ours, eager)
+
+
+def no_distributions():
+    x = torch.full((9, 2), 0.5)
+    wrong, negative, nan = x.clone(), x.clone(), x.clone()
+    wrong[4, 0], nan[6, 1] = 0.7, torch.nan
+    negative[3] = torch.tensor([1.5, -0.5])
+    return {
+        "sum": ((wrong,), {}, "features must hold probabilities that sum to 1 within 0.001, got 1.2 in row 4"),
+        "negative": ((negative,), {}, "features must hold probabilities, got -0.5 in row 3"),
+        "NaN": ((nan,), {}, "features must hold probabilities, got nan in row 6"),
+        "logarithms": ((x.log(),), {}, "features must hold probabilities, got -0.693147 in row 0"),
+        "labeled sum": ((x,), {"labeled": wrong}, "labeled must hold probabilities that sum to 1 .*got 1.2 in row 4"),
+        "labeled negative": ((x,), {"labeled": negative}, "labeled must hold probabilities, got -0.5 in row 3"),
+        "labeled NaN": ((x,), {"labeled": nan}, "labeled must be finite, got nan in row 6, column 1"),
+        "width": ((x,), {"labeled": torch.ones(2, 1)}, "labeled must be as wide as features, got width 1 and 2"),
+        "pair": (((x, x),), {}, "metric must be 'euclidean' for a pair of factors, got 'symmetric_kl'"),
+    }
+
+
+@pytest.mark.parametrize("case", no_distributions())
+@pytest.mark.parametrize("k", [0, 3])
+def test_rows_that_are_no_distributions(case, k):
+    args, options, message = no_distributions()[case]
+    with pytest.raises(ValueError, match=message):
+        alk.k_center_greedy(*args, k, metric="symmetric_kl", generator=0, **options)
+
+
+def test_kmeans_plusplus_has_no_symmetric_kl():
+    with pytest.raises(TypeError):
+        alk.kmeans_plusplus(torch.ones(5, 1), 2, metric="symmetric_kl")
+
+
 # ---- arrays of NumPy ----
 
 

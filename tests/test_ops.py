@@ -32,6 +32,10 @@ def samples():
     posteriors = torch.rand(9, 6, generator=rng, dtype=torch.float64)
     mass, ones = torch.full((9,), 1 / 9, dtype=torch.float64), torch.ones(50, dtype=torch.float64)
     few = torch.arange(0, 50, 7)
+    rows = p[:, 0].contiguous()
+    learned = [r.clone().requires_grad_() for r in (rows, rows[:9])]
+    into_q, into_p = torch.arange(100).view(50, 2) % 9, torch.arange(27).view(9, 3) * 7 % 50
+    best = [torch.full((50, 4), torch.inf, dtype=torch.float64), torch.full((50, 4), -1)]
     return {
         "k_center_greedy": (ops.k_center_greedy, (x, None, 7), {"start": 3}),
         "k_center_greedy cosine": (ops.k_center_greedy, (x, None, 7), {"metric": "cosine", "labeled": x[:5]}),
@@ -90,6 +94,31 @@ def samples():
             {},
         ),
         "kmeans_plusplus_block": (ops.kmeans_plusplus_block, (x, None, shift, 0, d2, index, u, 0.1, 9), {}),
+        "k_center_greedy symmetric KL": (
+            ops.k_center_greedy,
+            (rows, None, 7),
+            {"metric": "symmetric_kl", "labeled": rows[:5].clone()},
+        ),
+        "pairwise_kl": (ops.pairwise_kl, (rows, rows[:9].clone()), {}),
+        "pairwise_kl learned": (ops.pairwise_kl, tuple(learned), {}),
+        "pairwise_kl log": (ops.pairwise_kl, (rows.log(), rows[:9].double().log()), {"log_input": True}),
+        "gathered_kl": (ops.gathered_kl, (rows, rows[:9].clone(), into_q), {}),
+        "gathered_kl learned": (ops.gathered_kl, (*learned, into_q), {}),
+        "gathered_kl p": (ops.gathered_kl, (*learned, into_p), {"gather": "p"}),
+        "gathered_kl log": (
+            ops.gathered_kl,
+            (rows.log(), rows[:9].double().log(), into_p),
+            {"gather": "p", "log_input": True},
+        ),
+        "mean_kl": (ops.mean_kl, (rows, rows[:9].clone()), {}),
+        "topk_kl": (ops.topk_kl, (rows, rows[:9].clone(), 4), {}),
+        "topk_kl log": (ops.topk_kl, (rows.log(), rows[:9].log(), 9), {"largest": True, "log_input": True}),
+        "knn": (ops.knn, (x, x[:9].clone(), 4), {}),
+        "knn cosine": (ops.knn, (x.half(), x[:9].double(), 0), {"metric": "cosine"}),
+        "divergences": (ops.divergences, (rows, rows[:9].clone(), False, torch.empty(50, 9)), {}),
+        "nearest_divergences": (ops.nearest_divergences, (rows, rows[:9].clone(), False, False, 3, *best), {}),
+        "nearest_points": (ops.nearest_points, (x, x[:9].clone(), shift, 0, 3, False, *best), {}),
+        "nearest_points cosine": (ops.nearest_points, (x.half(), x[:9].clone(), None, 1, 0, True, *best), {}),
     }
 
 
@@ -120,7 +149,7 @@ def test_every_schema_has_a_cpu_kernel_and_a_shape_function():
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_compile_of_each_op(dynamic):
     for name, (op, args, options) in samples().items():
-        if name.startswith(("lower_distances", "raise_covered")):
+        if name.startswith(("lower_distances", "raise_covered", "divergences", "nearest_")):
             continue  # return nothing; below
         torch._dynamo.reset()
         compiled = torch.compile(lambda a, o, op=op: op(*a, **o), fullgraph=True, dynamic=dynamic)
@@ -129,7 +158,18 @@ def test_compile_of_each_op(dynamic):
             assert torch.equal(a, b), name
 
 
-@pytest.mark.parametrize(("name", "first"), [("lower_distances", 8), ("raise_covered", 6), ("raise_covered cosine", 6)])
+@pytest.mark.parametrize(
+    ("name", "first"),
+    [
+        ("lower_distances", 8),
+        ("raise_covered", 6),
+        ("raise_covered cosine", 6),
+        ("divergences", 3),
+        ("nearest_divergences", 5),
+        ("nearest_points", 6),
+        ("nearest_points cosine", 6),
+    ],
+)
 def test_compile_of_ops_that_change_their_arguments(name, first):
     op, args, options = samples()[name]
 
