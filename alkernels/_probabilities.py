@@ -82,8 +82,8 @@ class Probabilities:
             raise ValueError(f"{self.name} must hold {what}, got {bad_value} in {place}")
         if (row < 0).any():
             raise ValueError(f"{self.name} must hold {what}, got {row[row < 0][0].item():.6g} in {place}")
-        if self.pool.sources[0].dtype == torch.bfloat16 and not self.log_input:
-            place += "; bfloat16 rounds more than that: take the softmax in float32, or pass logarithms"
+        if self.pool.sources[0].dtype == torch.bfloat16:
+            place += "; bfloat16 rounds more than that: take the softmax in float32"
         hint = "" if self.log_input or bool(row.sum() > 0) else "; pass log_input=True for logarithms"
         raise ValueError(
             f"{self.name} must hold {what} that sum to 1 within {SUM_TOLERANCE:g}, got {row.sum().item():.6g} in "

@@ -20,6 +20,7 @@ from alkernels._inputs import (
     check_rows,
     check_vector,
 )
+from alkernels.ops.knn import LARGEST, largest_magnitude
 from alkernels.ops.lazy_greedy import LazyGreedy
 from alkernels.ops.running_distances import middle, rounding_share
 from alkernels.ops.selection import library
@@ -30,10 +31,7 @@ KERNELS = {"cosine": 0, "rbf": 1, "tophat": 2}
 _OPERATIONS_A_CALL = 1.5e10
 # So many bytes of a memory-mapped pool are held at a time.
 _BYTES_A_TILE = 16 << 20
-# Features up to this leave room for squares and their sums in float32; larger ones are measured in float64 throughout.
-_LARGEST = 1e15
-# Features beyond this have squares that float64 cannot hold; starts beyond the other, sums that float32 cannot.
-_OVERFLOW = 1e150
+# Starts beyond this have sums that float32 cannot hold.
 _LARGEST_START = 1e30
 # Squared distances are measured from differences where products may put them off by more than this share of the
 # bandwidth's square.
@@ -174,17 +172,12 @@ class Coverage:
         self.unit = 2.0 ** math.floor(math.log2(float(weights.max())))
         self.weights = weights / self.unit
         known = [pool] if labeled is None else [pool, labeled]
-        largest = 0.0
-        for rows in known:
-            most = rows.check_finite()
-            if most > _OVERFLOW:
-                raise ValueError(f"{rows.name} must have squares that float64 can hold, got a magnitude of {most:.3g}")
-            largest = max(largest, most)
+        largest = max(map(largest_magnitude, known))
         self.narrow = (
             pool.sources[0].dtype != torch.float64
-            and largest < _LARGEST
+            and largest < LARGEST
             and float(covered.abs().max()) < _LARGEST_START
-            and 1 / _LARGEST < bandwidth < _LARGEST
+            and 1 / LARGEST < bandwidth < LARGEST
         )
         self.similarity, self.bandwidth = similarity, bandwidth
         self.shift, self.refine = None, False
@@ -275,7 +268,7 @@ def check_kernel(kernel: Any, bandwidth: Any) -> tuple[int, float]:
     if isinstance(bandwidth, bool) or not isinstance(bandwidth, numbers.Real):
         raise TypeError(f"bandwidth must be a number, got {type(bandwidth).__name__} {bandwidth!r}")
     width = float(bandwidth)
-    if not 1 / _OVERFLOW < width < _OVERFLOW:
+    if not 1e-150 < width < 1e150:
         raise ValueError(f"bandwidth must be above 0, with a square that float64 can hold, got {bandwidth!r}")
     return KERNELS[kernel], width
 

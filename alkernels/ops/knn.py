@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from tqdm import tqdm
 
@@ -12,7 +14,8 @@ from alkernels.ops.selection import library
 
 # One call of the kernel takes about this many operations (0.05 to 0.5 s), so that Ctrl-C is noticed between calls ...
 _OPERATIONS_A_CALL = 1.5e10
-# ... and packs no more bytes than this of points (about 16 a number), or holds more of a memory-mapped file.
+# ... and packs no more bytes than this of points (some 16 a number, of 16 numbers at least), or holds more of a
+# memory-mapped file.
 _BYTES_A_TILE = 32 << 20
 # Features up to this leave room for squares and their sums in float32; larger ones are multiplied in float64.
 LARGEST = 1e15
@@ -68,7 +71,8 @@ def knn(
             [2, 1]])
     """
     if torch.compiler.is_compiling():
-        return Neighbors(*torch.ops.alkernels.knn(queries, points, k, metric=metric))
+        tensors = (x.detach() if isinstance(x, torch.Tensor) else x for x in (queries, points))
+        return Neighbors(*torch.ops.alkernels.knn(*tensors, k, metric=metric))
     left, right = Pool(queries, "queries"), Pool(points, "points")
     for pool in (left, right):
         if len(pool.sources) > 1:
@@ -84,12 +88,12 @@ def knn(
         raise ValueError(f"k must be between 0 and {right.count} (rows of points), got {k}")
     distances = torch.full((left.count, k), torch.inf, dtype=torch.float64, device=left.device)
     indices = torch.full((left.count, k), -1, dtype=torch.int64, device=left.device)
-    largest = max(left.check_finite(), right.check_finite())
+    largest = max(map(largest_magnitude, (left, right)))
     if k and left.count:
         wide = largest >= LARGEST or torch.float64 in (left.sources[0].dtype, right.sources[0].dtype)
         shift = middle(right) if metric == "euclidean" else None
         d = left.widths[0]
-        size = max(1, _BYTES_A_TILE // (16 * d))
+        size = max(1, _BYTES_A_TILE // (16 * max(d, 16) + 24))
         some = max(64, int(_OPERATIONS_A_CALL / (2.0 * d * min(size, right.count))))
         if left.mapped:
             some = min(some, max(1, _BYTES_A_TILE // (8 * d)))
@@ -103,6 +107,15 @@ def knn(
                     )
                     bar.update((end - begin) * (last - first))
     return Neighbors(left.out(to_distance(distances, metric)), left.out(indices))
+
+
+def largest_magnitude(rows: Pool) -> float:
+    """Of all features; raises where they are not finite, or their squares overflow."""
+    largest = rows.check_finite()
+    # the squared lengths of two rows, each shifted by a third
+    if largest > math.sqrt(torch.finfo(torch.float64).max / (8 * rows.widths[0])):
+        raise ValueError(f"{rows.name} must have squares that float64 can hold, got a magnitude of {largest:.3g}")
+    return largest
 
 
 @torch.library.impl(library, "knn", "CompositeExplicitAutograd")

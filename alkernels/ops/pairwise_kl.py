@@ -93,10 +93,12 @@ def pairwise_kl(
     learned = any(isinstance(x, torch.Tensor) and x.requires_grad for x in (p, q)) and torch.is_grad_enabled()
     if torch.compiler.is_compiling() or (reduce is None and learned):
         ops = torch.ops.alkernels
+        p, q = (x if isinstance(x, torch.Tensor) else torch.as_tensor(x) for x in (p, q))
         if neighbors is not None:
             return ops.gathered_kl(p, q, torch.as_tensor(neighbors), log_input=log_input, gather=gather)
         if reduce is None:
             return ops.pairwise_kl(p, q, log_input=log_input)
+        p, q = p.detach(), q.detach()
         if reduce == "mean":
             return ops.mean_kl(p, q, log_input=log_input)
         top = TopK(*ops.topk_kl(p, q, 1 if k is None else k, largest=reduce == "max", log_input=log_input))
@@ -248,9 +250,9 @@ def _save(ctx, inputs, keyword_only_inputs, output):  # type: ignore[no-untyped-
 
 def _logs(x: torch.Tensor, log_input: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """Probabilities and their logarithms, 0 for both where a probability is 0; differentiable."""
-    p = x.exp() if log_input else x
-    inside = p > 0
-    return p, torch.where(inside, x if log_input else torch.where(inside, x, 1.0).log(), 0.0)
+    if log_input:
+        return x.exp(), torch.where(x == -torch.inf, 0.0, x)
+    return x, torch.where(x > 0, torch.where(x > 0, x, 1.0).log(), 0.0)
 
 
 def _to_p(p: torch.Tensor, log_p: torch.Tensor, total: torch.Tensor, share: torch.Tensor, log_input: bool):  # type: ignore[no-untyped-def]
@@ -261,23 +263,23 @@ def _to_p(p: torch.Tensor, log_p: torch.Tensor, total: torch.Tensor, share: torc
 
 def _to_q(q: torch.Tensor, share: torch.Tensor, log_input: bool) -> torch.Tensor:
     """The gradient in q: ``share`` is the sum of p weighted by the gradients."""
-    return -share if log_input else -torch.where(share == 0, 0.0, share / q)
+    return -share if log_input else -share / torch.where(share == 0, 1.0, q)
 
 
 def _full_backward(ctx, grad):  # type: ignore[no-untyped-def]
     x, y = ctx.saved_tensors
-    (p, log_p), (q, log_q) = _logs(x, ctx.log_input), _logs(y, ctx.log_input)
-    grad = grad.to(torch.promote_types(p.dtype, q.dtype))
-    to_p = _to_p(p, log_p, grad.sum(1, keepdim=True), grad @ log_q.to(grad.dtype), ctx.log_input)
-    to_q = _to_q(q, grad.t() @ p.to(grad.dtype), ctx.log_input)
+    # grad has the result's dtype, the wider of the two and at least float32
+    (p, log_p), (q, log_q) = (_logs(z.to(grad.dtype), ctx.log_input) for z in (x, y))
+    to_p = _to_p(p, log_p, grad.sum(1, keepdim=True), grad @ log_q, ctx.log_input)
+    to_q = _to_q(q, grad.t() @ p, ctx.log_input)
     return to_p.to(x.dtype), to_q.to(y.dtype)
 
 
 def _gathered_backward(ctx, grad):  # type: ignore[no-untyped-def]
     x, y, neighbors = ctx.saved_tensors
-    (p, log_p), (q, log_q) = _logs(x, ctx.log_input), _logs(y, ctx.log_input)
+    (p, log_p), (q, log_q) = (_logs(z.to(grad.dtype), ctx.log_input) for z in (x, y))
     total, of_p, of_q = torch.zeros_like(p[:, :1]), torch.zeros_like(p), torch.zeros_like(q)
-    for which, g in zip(neighbors.unbind(1), grad.to(p.dtype).unbind(1), strict=True):  # a column of pairs at a time
+    for which, g in zip(neighbors.unbind(1), grad.unbind(1), strict=True):  # a column of pairs at a time
         g = g[:, None]
         if ctx.gather == "q":
             total, of_p, of_q = total + g, of_p + g * log_q[which], of_q.index_add(0, which, g * p)

@@ -87,10 +87,9 @@ inline const double* shift_of(const std::optional<Tensor>& shift, const Rows& ro
   return shift->const_data_ptr<double>();
 }
 
-// Stands for the logarithm of a probability of zero. It drives a divergence that it has a share in above any that is
-// finite (754 at most), and its square, a row's squared length, to infinity: such rows are measured one by one.
+// Stands for the logarithm of a probability of zero. Its square, and so a row's squared length, is infinite: such rows
+// are measured one by one.
 constexpr double kLogOfZero = -1e300;
-constexpr double kInfiniteKl = 1e9;
 
 // Some consecutive rows, packed. Owns its memory; fill() may be called again for other rows.
 template <typename T>
@@ -171,16 +170,24 @@ class PackedTile {
       for (int64_t c = 0; c < width; ++c) row[c] *= scale;
       return;
     }
-    // The square under- or overflows in T: once more in float64.
+    // The square under- or overflows in T: once more in float64, from the largest element on.
     const auto& wide = distance_tile<double>();
     const int64_t stride = (width + wide.lanes - 1) / wide.lanes * wide.lanes;
     std::vector<double> x(static_cast<size_t>(stride)), zeros(static_cast<size_t>(stride));
     double wide_norm = 0;
     wide.pack(rows_.factor[0], source_row, 1, 0, zeros.data(), x.data(), stride, &wide_norm);
-    const double length = std::sqrt(wide_norm);
-    if (!std::isfinite(length)) squared_norm_[static_cast<size_t>(r)] = std::numeric_limits<T>::quiet_NaN();
-    const double scale = length > 0 ? 1 / length : 0;
-    for (int64_t c = 0; c < width; ++c) row[c] = static_cast<T>(x[static_cast<size_t>(c)] * scale);
+    if (!std::isfinite(wide_norm)) {  // the caller finds out what is wrong with the row
+      squared_norm_[static_cast<size_t>(r)] = std::numeric_limits<T>::quiet_NaN();
+      std::fill_n(row, width, std::numeric_limits<T>::quiet_NaN());
+      return;
+    }
+    double largest = 0;
+    for (const double v : x) largest = std::max(largest, std::abs(v));
+    if (largest > 0) {
+      for (double& v : x) v /= largest;
+    }
+    const double length = std::sqrt(wide.dot(x.data(), x.data(), stride));
+    for (int64_t c = 0; c < width; ++c) row[c] = length > 0 ? static_cast<T>(x[static_cast<size_t>(c)] / length) : T(0);
   }
 
   // Makes a row p of symmetric KL (p, log p) / 2. Several threads may fill rows of one tile: nothing is shared.
@@ -353,8 +360,12 @@ inline double exact_distance(Metric metric, const PackedRows<double>& x, int64_t
   if (metric == Metric::kSymmetricKl) {
     const int64_t classes = x.width[0] / 2;
     double sum = 0;  // no term is negative: nothing cancels
-    for (int64_t k = 0; k < classes; ++k) sum += (a[k] - b[k]) * (a[classes + k] - b[classes + k]);
-    return sum < kInfiniteKl ? 2 * sum : std::numeric_limits<double>::infinity();
+    int apart = 0;   // classes that one rules out and the other allows
+    for (int64_t k = 0; k < classes; ++k) {
+      sum += (a[k] - b[k]) * (a[classes + k] - b[classes + k]);
+      apart |= (a[classes + k] < kLogOfZero / 4) ^ (b[classes + k] < kLogOfZero / 4);
+    }
+    return apart ? std::numeric_limits<double>::infinity() : 2 * sum;
   }
   if (metric == Metric::kCosine) {
     if (tile.dot(a, a, x.stride[0]) == 0 || tile.dot(b, b, x.stride[0]) == 0) return 2;

@@ -17,8 +17,13 @@ void nearest(const Rows& queries, const Rows& points, const double* shift, Metri
   const auto& simd = distance_tile<T>();
   const PackedBlock<T> block(points, metric, shift);
   const double share = error_share<T>(queries, metric);
-  const double largest = static_cast<double>(block.largest_squared_length());
   const Blocking by = blocking<T>(queries);
+  std::vector<double> largest;  // squared length of each group: one far point blurs no other group's distances
+  for (int64_t first = 0; first < points.count; first += by.group) {
+    const T* length = block.rows().squared_length + first;
+    largest.push_back(
+        static_cast<double>(*std::max_element(length, length + std::min(by.group, points.count - first))));
+  }
   const int64_t ld = (std::min(by.group, points.count) + simd.lanes - 1) / simd.lanes * simd.lanes;
   parallel_tasks((queries.count + by.tile_rows - 1) / by.tile_rows, [&](const auto& next) {
     PackedTile<T> tile(queries, metric, shift, by.tile_rows);
@@ -29,25 +34,30 @@ void nearest(const Rows& queries, const Rows& points, const double* shift, Metri
     for (int64_t task; (task = next()) >= 0;) {
       const int64_t begin = task * by.tile_rows, count = std::min(by.tile_rows, queries.count - begin);
       const PackedRows<T>& rows = tile.fill(begin, count);
-      for (int64_t r = 0; r < count; ++r) {
-        const double norm = static_cast<double>(rows.squared_norm[r]);
-        lists[static_cast<size_t>(r)].begin(k, share * (norm + largest) + kTinySquare, values + (begin + r) * k,
-                                            indices + (begin + r) * k);
-      }
+      for (int64_t r = 0; r < count; ++r)
+        lists[static_cast<size_t>(r)].begin(k, first_point, values + (begin + r) * k, indices + (begin + r) * k);
+      int64_t filled = -1;
+      const auto exactly = [&](int64_t r) {
+        return [&, r](int64_t j) {
+          if (filled != begin + r) exact.fill(begin + r, 1);
+          filled = begin + r;
+          return exact_distance(metric, exact.rows(), 0, block.exact(), j);
+        };
+      };
       for (int64_t first = 0; first < points.count; first += by.group) {
         const int64_t width = std::min(by.group, points.count - first);
+        const double length = largest[static_cast<size_t>(first / by.group)];
         for (int64_t row = 0; row < count; row += simd.rows) {
           const int64_t last = std::min(count, row + simd.rows);
           simd.matrix(rows, row, last, block.centers(), first, first + width, matrix.data() - row * ld - first, ld);
-          for (int64_t r = row; r < last; ++r)
-            lists[static_cast<size_t>(r)].screen(matrix.data() + (r - row) * ld, width, first, hits.data());
+          for (int64_t r = row; r < last; ++r) {
+            const double error = share * (static_cast<double>(rows.squared_length[r]) + length) + kTinySquare;
+            lists[static_cast<size_t>(r)].screen(matrix.data() + (r - row) * ld, width, first, error, hits.data(),
+                                                 exactly(r));
+          }
         }
       }
-      for (int64_t r = 0; r < count; ++r) {
-        const PackedRows<double>& x = exact.fill(begin + r, 1);
-        lists[static_cast<size_t>(r)].finish(first_point,
-                                             [&](int64_t j) { return exact_distance(metric, x, 0, block.exact(), j); });
-      }
+      for (int64_t r = 0; r < count; ++r) lists[static_cast<size_t>(r)].finish(exactly(r));
     }
   });
 }

@@ -19,13 +19,17 @@ namespace alkernels {
 namespace {
 
 // All pairs are written as the product gives them while their error is bounded by this share of the value.
-constexpr double kRelative = 1e-4;
+template <typename T>
+constexpr double kRelative = std::is_same_v<T, float> ? 1e-4 : 1e-12;
+
+template <typename T>
+constexpr double kEpsilon = static_cast<double>(std::numeric_limits<T>::epsilon());
 
 // Some rows of distributions in float64, read as probabilities or as logarithms.
 class Distributions {
  public:
-  Distributions(const Rows& rows, bool log_input)
-      : count(rows.count), width(rows.factor[0].width), words((width + 63) / 64) {
+  Distributions(const Rows& rows, bool logarithms)
+      : log_input(logarithms), count(rows.count), width(rows.factor[0].width), words((width + 63) / 64) {
     PackedTile<double> stored(rows, Metric::kEuclidean, nullptr, count);
     stride = stored.rows().stride[0];
     const auto size = static_cast<size_t>(count * stride);
@@ -41,14 +45,13 @@ class Distributions {
         for (int64_t i = begin; i < end; ++i) {
           for (int64_t c = 0; c < width; ++c) {
             const auto at = static_cast<size_t>(i * stride + c);
-            const double value = log_input ? std::exp(x[at]) : x[at];
-            if (value > 0) {
-              p[at] = value;
-              log_p[at] = log_input ? x[at] : std::log(value);
-              support[static_cast<size_t>(i * words + c / 64)] |= uint64_t{1} << (c % 64);
-            } else {
+            if (log_input ? std::isinf(x[at]) : !(x[at] > 0)) {
               has_zero[static_cast<size_t>(i)] = 1;  // both stay 0: no share in any sum
+              continue;
             }
+            p[at] = log_input ? std::exp(x[at]) : x[at];  // may underflow, and has a logarithm all the same
+            log_p[at] = log_input ? x[at] : std::log(x[at]);
+            support[static_cast<size_t>(i * words + c / 64)] |= uint64_t{1} << (c % 64);
           }
         }
       }
@@ -70,6 +73,7 @@ class Distributions {
     return sum;
   }
 
+  const bool log_input;
   const int64_t count, width, words;
   int64_t stride = 0;
   std::vector<double> p, log_p;  // [count, stride], 0 where p is 0
@@ -105,35 +109,67 @@ class Divergences {
     columns.squared_norm = norms_.data();
   }
 
-  // sign * KL(p_i || q_j)
-  double exact(int64_t i, int64_t j) const {
+  // sign * KL(p_i || q_j): two sums where their difference keeps twelve digits, else term by term, p log(p / q) from
+  // p - q, so that nearly equal rows lose nothing.
+  double exact(int64_t i, int64_t j, std::vector<double>& scratch) const {
     if (q.has_zero[static_cast<size_t>(j)] && impossible(i, j)) return sign_ * std::numeric_limits<double>::infinity();
-    const auto& dot = distance_tile<double>().dot;
-    const double* row = p.row(p.p, i);
-    return sign_ * (dot(row, p.row(p.log_p, i), p.stride) - dot(row, q.row(q.log_p, j), p.stride));
+    const double *p_i = p.row(p.p, i), *log_p = p.row(p.log_p, i), *q_j = q.row(q.p, j), *log_q = q.row(q.log_p, j);
+    const auto& wide = distance_tile<double>();
+    const double entropy = wide.dot(p_i, log_p, p.stride), cross = wide.dot(p_i, log_q, p.stride);
+    if (entropy - cross > sum_error(entropy, cross) / kRelative<double>) return sign_ * (entropy - cross);
+    double sum = 0;
+    if (p.log_input) {
+      for (int64_t c = 0; c < p.width; ++c) sum += p_i[c] * (log_p[c] - log_q[c]);
+      return sign_ * sum;
+    }
+    // where p is near q: log(1 + d) = log(t) d / (t - 1), d = (p - q) / q, with t = 1 + d as it was rounded
+    const auto near = [&](int64_t c) { return std::abs(p_i[c] - q_j[c]) < q_j[c] / 2; };
+    scratch.assign(static_cast<size_t>(p.stride), 1.0);
+    for (int64_t c = 0; c < p.width; ++c) {
+      if (near(c)) scratch[static_cast<size_t>(c)] = 1 + (p_i[c] - q_j[c]) / q_j[c];
+    }
+    wide.log(p.stride, scratch.data());
+    for (int64_t c = 0; c < p.width; ++c) {
+      if (near(c)) {
+        const double d = (p_i[c] - q_j[c]) / q_j[c], t = 1 + d;
+        sum += p_i[c] * (t == 1 ? d : scratch[static_cast<size_t>(c)] * (d / (t - 1)));
+      } else {
+        sum += p_i[c] * (log_p[c] - log_q[c]);
+      }
+    }
+    return sign_ * sum;
   }
+
+  // What a difference of two float64 sums of probabilities times logarithms may be off by.
+  static double sum_error(double a, double b) { return 8 * kEpsilon<double> * (std::abs(a) + std::abs(b)); }
 
   // A thread's rows of p at work.
   class Tile {
    public:
     Tile(const Divergences& all, int64_t capacity)
         : all_(all),
-          tile_(all.row_source_, Metric::kEuclidean, all.mean_p_.data(), capacity),
+          deviations_(static_cast<size_t>(capacity * all.p.stride)),
+          tile_(all.as_rows(deviations_.data(), capacity), Metric::kEuclidean, nullptr, capacity),
           constants_(static_cast<size_t>(capacity)),
           errors_(static_cast<size_t>(capacity)) {}
 
     void fill(int64_t begin, int64_t count) {
       const auto& dot = distance_tile<double>().dot;
-      rows_ = tile_.fill(begin, count);
       for (int64_t r = 0; r < count; ++r) {
         const double* row = all_.p.row(all_.p.p, begin + r);
-        const double a = all_.sign_ * (dot(row, all_.p.row(all_.p.log_p, begin + r), all_.p.stride) -
-                                       dot(row, all_.mean_log_q_.data(), all_.p.stride));
+        for (int64_t c = 0; c < all_.p.width; ++c)
+          deviations_[static_cast<size_t>(r * all_.p.stride + c)] = row[c] - all_.mean_p_[static_cast<size_t>(c)];
+      }
+      rows_ = tile_.fill(0, count);
+      for (int64_t r = 0; r < count; ++r) {
+        const double* row = all_.p.row(all_.p.p, begin + r);
+        const double entropy = dot(row, all_.p.row(all_.p.log_p, begin + r), all_.p.stride);
+        const double cross = dot(row, all_.mean_log_q_.data(), all_.p.stride);
+        const double a = all_.sign_ * (entropy - cross);
         const double product = std::sqrt(static_cast<double>(rows_.squared_norm[r])) * all_.largest_norm_;
         constants_[static_cast<size_t>(r)] = static_cast<T>(a);
-        errors_[static_cast<size_t>(r)] =
-            all_.share_ * product + 2 * static_cast<double>(std::numeric_limits<T>::epsilon()) *
-                                        (std::abs(a) + all_.largest_constant_ + product);
+        errors_[static_cast<size_t>(r)] = all_.share_ * product + sum_error(entropy, cross) +
+                                          2 * kEpsilon<T> * (std::abs(a) + all_.largest_constant_ + product);
       }
       begin_ = begin;
       rows_.squared_norm = constants_.data();
@@ -155,6 +191,7 @@ class Divergences {
 
    private:
     const Divergences& all_;
+    std::vector<double> deviations_;  // p - mean p: taken in float64, so that T rounds what is left of p
     PackedTile<T> tile_;
     PackedRows<T> rows_;
     std::vector<T> constants_;
@@ -218,6 +255,7 @@ void all_pairs(const Rows& p, const Rows& q, bool log_input, T* out, int64_t ld)
   parallel_tasks((p.count + by.tile_rows - 1) / by.tile_rows, [&](const auto& next) {
     typename Divergences<T>::Tile tile(all, by.tile_rows);
     std::vector<int32_t> small(static_cast<size_t>(by.group));
+    std::vector<double> scratch;
     for (int64_t task; (task = next()) >= 0;) {
       const int64_t begin = task * by.tile_rows, count = std::min(by.tile_rows, p.count - begin);
       tile.fill(begin, count);
@@ -229,12 +267,12 @@ void all_pairs(const Rows& p, const Rows& q, bool log_input, T* out, int64_t ld)
           tile.matrix(row, end, first, last, to, ld);
           for (int64_t r = row; r < end; ++r) {
             T* values = to + r * ld + first;
-            const T limit =
-                static_cast<T>(std::min(tile.error(r) / kRelative, static_cast<double>(std::numeric_limits<T>::max())));
+            const T limit = static_cast<T>(
+                std::min(tile.error(r) / kRelative<T>, static_cast<double>(std::numeric_limits<T>::max())));
             const int64_t n = simd.at_most(values, last - first, limit, small.data());
             for (int64_t i = 0; i < n; ++i)
               values[small[static_cast<size_t>(i)]] =
-                  static_cast<T>(all.exact(begin + r, first + small[static_cast<size_t>(i)]));
+                  static_cast<T>(all.exact(begin + r, first + small[static_cast<size_t>(i)], scratch));
           }
         }
       }
@@ -254,22 +292,24 @@ void nearest(const Rows& p, const Rows& q, bool log_input, bool largest, int64_t
     std::vector<NearestList<T>> lists(static_cast<size_t>(by.tile_rows));
     std::vector<T> matrix(static_cast<size_t>(simd.rows * ld));
     std::vector<int32_t> hits(static_cast<size_t>(ld));
+    std::vector<double> scratch;
     for (int64_t task; (task = next()) >= 0;) {
       const int64_t begin = task * by.tile_rows, count = std::min(by.tile_rows, p.count - begin);
       tile.fill(begin, count);
       for (int64_t r = 0; r < count; ++r)
-        lists[static_cast<size_t>(r)].begin(k, tile.error(r), values + (begin + r) * k, indices + (begin + r) * k);
+        lists[static_cast<size_t>(r)].begin(k, first_row, values + (begin + r) * k, indices + (begin + r) * k);
+      const auto exactly = [&](int64_t r) { return [&, r](int64_t j) { return all.exact(begin + r, j, scratch); }; };
       for (int64_t first = 0; first < q.count; first += by.group) {
         const int64_t last = std::min(q.count, first + by.group);
         for (int64_t row = 0; row < count; row += simd.rows) {
           const int64_t end = std::min(count, row + simd.rows);
           tile.matrix(row, end, first, last, matrix.data() - row * ld - first, ld);
           for (int64_t r = row; r < end; ++r)
-            lists[static_cast<size_t>(r)].screen(matrix.data() + (r - row) * ld, last - first, first, hits.data());
+            lists[static_cast<size_t>(r)].screen(matrix.data() + (r - row) * ld, last - first, first, tile.error(r),
+                                                 hits.data(), exactly(r));
         }
       }
-      for (int64_t r = 0; r < count; ++r)
-        lists[static_cast<size_t>(r)].finish(first_row, [&](int64_t j) { return all.exact(begin + r, j); });
+      for (int64_t r = 0; r < count; ++r) lists[static_cast<size_t>(r)].finish(exactly(r));
     }
   });
 }
