@@ -17,6 +17,9 @@ RowsLike: TypeAlias = "Array | tuple[Array, Array]"
 # The same rows as tensors: one factor, or two.
 Factors: TypeAlias = tuple[torch.Tensor, ...]
 
+# One call of a kernel takes about this many operations (0.05 to 0.5 s), so that Ctrl-C is noticed between calls.
+OPERATIONS_A_CALL = 1.5e10
+
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _WELCOME = "float16, bfloat16, float32 or float64"
 _NUMPY_DTYPES = {np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.float64)}

@@ -10,6 +10,7 @@ import torch
 from tqdm import tqdm
 
 from alkernels._inputs import (
+    OPERATIONS_A_CALL,
     Array,
     CoverageSelection,
     Pool,
@@ -27,8 +28,6 @@ from alkernels.ops.selection import library
 
 KERNELS = {"cosine": 0, "rbf": 1, "tophat": 2}
 
-# One call of the kernel takes about this many operations (0.05 to 0.5 s), so that Ctrl-C is noticed between calls.
-_OPERATIONS_A_CALL = 1.5e10
 # So many bytes of a memory-mapped pool are held at a time.
 _BYTES_A_TILE = 16 << 20
 # Starts beyond this have sums that float32 cannot hold.
@@ -194,7 +193,7 @@ class Coverage:
 
     def gains(self, rows: torch.Tensor, *, exact: bool) -> torch.Tensor:
         """What each of some rows would add; without `exact` upper bounds, cheaper."""
-        size = max(8, min(self.block, int(_OPERATIONS_A_CALL / (2.0 * self.pool.widths[0] * self.tile))))
+        size = max(8, min(self.block, int(OPERATIONS_A_CALL / (2.0 * self.pool.widths[0] * self.tile))))
         parts = []
         for some in rows.split(size):
             (points,) = self.pool.gather(some)

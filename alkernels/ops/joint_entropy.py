@@ -6,14 +6,12 @@ import math
 
 import torch
 
-from alkernels._inputs import Array, check_generator, check_integer, seed_of
+from alkernels._inputs import OPERATIONS_A_CALL, Array, check_generator, check_integer, seed_of
 from alkernels._probabilities import Probabilities
 from alkernels.ops.selection import library
 
 MAX_CONFIGURATIONS = 40_000
 NUM_SAMPLES = 40_000
-# One call of the kernel takes about this many operations (0.05 to 0.5 s), so that Ctrl-C is noticed between calls.
-_OPERATIONS_A_CALL = 1.5e10
 # Configurations less probable than this are left out: all together they are below the rounding of an entropy.
 _NEGLIGIBLE = 1e-24
 
@@ -204,7 +202,7 @@ class Configurations:
 def conditional_entropy(probs: torch.Tensor, weights: torch.Tensor, mass: torch.Tensor, *, wide: bool) -> torch.Tensor:
     """``-Σ_m mass[m] Σ_c q log q`` with ``q = weights[m] · probs[n, :, c]``, in calls that Ctrl-C can come between."""
     operations = 2.0 * weights.numel() * probs.shape[2]
-    size = max(1, int(_OPERATIONS_A_CALL / operations))
+    size = max(1, int(OPERATIONS_A_CALL / operations))
     parts = [torch.ops.alkernels.conditional_entropy(part, weights, mass, wide) for part in probs.split(size)]
     return torch.cat(parts) if parts else mass.new_empty(0)
 

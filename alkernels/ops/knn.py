@@ -7,15 +7,13 @@ import math
 import torch
 from tqdm import tqdm
 
-from alkernels._inputs import Array, Neighbors, Pool, check_device, check_integer, check_metric
+from alkernels._inputs import OPERATIONS_A_CALL, Array, Neighbors, Pool, check_device, check_integer, check_metric
 from alkernels.ops.k_center_greedy import to_distance
 from alkernels.ops.running_distances import METRICS, middle
 from alkernels.ops.selection import library
 
-# One call of the kernel takes about this many operations (0.05 to 0.5 s), so that Ctrl-C is noticed between calls ...
-_OPERATIONS_A_CALL = 1.5e10
-# ... and packs no more bytes than this of points (some 16 a number, of 16 numbers at least), or holds more of a
-# memory-mapped file.
+# A call of the kernel packs no more bytes than this of points (some 16 a number, of 16 numbers at least), nor holds more
+# of a memory-mapped file.
 _BYTES_A_TILE = 32 << 20
 # Features up to this leave room for squares and their sums in float32; larger ones are multiplied in float64.
 LARGEST = 1e15
@@ -94,7 +92,7 @@ def knn(
         shift = middle(right) if metric == "euclidean" else None
         d = left.widths[0]
         size = max(1, _BYTES_A_TILE // (16 * max(d, 16) + 24))
-        some = max(64, int(_OPERATIONS_A_CALL / (2.0 * d * min(size, right.count))))
+        some = max(64, int(OPERATIONS_A_CALL / (2.0 * d * min(size, right.count))))
         if left.mapped:
             some = min(some, max(1, _BYTES_A_TILE // (8 * d)))
         with tqdm(

@@ -7,13 +7,12 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from alkernels._inputs import Array, TopK, as_tensor, check_integer
+from alkernels._inputs import OPERATIONS_A_CALL, Array, TopK, as_tensor, check_integer
 from alkernels._probabilities import Probabilities
 from alkernels.ops.selection import library
 
-# One call of the kernel takes about this many operations (0.05 to 0.5 s), so that Ctrl-C is noticed between calls ...
-_OPERATIONS_A_CALL = 1.5e10
-# ... and holds about this many bytes of either side's rows (some 32 a number in the kernel, 24 a gathered one).
+# A call of the kernel holds about this many bytes of either side's rows: some 32 a number in the kernel, 24 a gathered
+# one.
 _BYTES_A_TILE = 32 << 20
 REDUCTIONS = ("mean", "min", "max", "topk")
 
@@ -137,7 +136,7 @@ def _walk(left: Probabilities, right: Probabilities, progress: bool):  # type: i
     """Tiles of p and q, as they are stored, that make one call of a kernel."""
     c = left.shape[1]
     size = max(1, _BYTES_A_TILE // (32 * c))
-    some = min(size, max(64, int(_OPERATIONS_A_CALL / (2.0 * c * max(1, min(size, right.count))))))
+    some = min(size, max(64, int(OPERATIONS_A_CALL / (2.0 * c * max(1, min(size, right.count))))))
     total = left.count * right.count
     with tqdm(total=total, desc="pairwise KL", unit="pair", unit_scale=True, disable=not progress) as bar:
         for begin, end, (rows,) in left.pool.tiles(some):

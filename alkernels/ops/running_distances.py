@@ -8,15 +8,13 @@ from collections.abc import Iterator
 import torch
 
 import alkernels._load  # noqa: F401
-from alkernels._inputs import Factors, Pool
+from alkernels._inputs import OPERATIONS_A_CALL, Factors, Pool
 
 # Of the largest squared distance; kTolerance in csrc/cpu/metric_rows.h.
 TOLERANCE = 1e-5
 METRICS = {"euclidean": 0, "cosine": 1, "outer": 2, "symmetric_kl": 3}
 
-# One call of the kernel takes about this many operations (0.05 to 0.5 s), so that Ctrl-C is noticed between calls ...
-_OPERATIONS_A_CALL = 1.5e10
-# ... and no more bytes than this of gathered rows, or of a memory-mapped pool, are held at a time.
+# No more bytes than this of gathered rows, or of a memory-mapped pool, are held at a time.
 _BYTES_A_TILE = 16 << 20
 # A block of centres is packed into at most this many numbers.
 _BLOCK_NUMBERS = 1 << 20
@@ -158,7 +156,7 @@ class RunningDistances:
 
     def _lower(self, centers: Factors) -> None:
         operations = 2.0 * sum(self.pool.widths) * len(centers[0])
-        size = max(1024, int(_OPERATIONS_A_CALL / operations))
+        size = max(1024, int(OPERATIONS_A_CALL / operations))
         if self.pool.mapped:
             size = min(size, max(1, _BYTES_A_TILE // (8 * sum(self.pool.widths))))
         for begin, end, tile in self.pool.tiles(size):
