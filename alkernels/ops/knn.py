@@ -12,8 +12,8 @@ from alkernels.ops.k_center_greedy import to_distance
 from alkernels.ops.running_distances import METRICS, middle
 from alkernels.ops.selection import library
 
-# A call of the kernel packs no more bytes than this of points (some 16 a number, of 16 numbers at least), nor holds more
-# of a memory-mapped file.
+# A call of the kernel packs no more bytes than this of points (some 16 a number, of 16 numbers at least), and holds no
+# more of a memory-mapped file.
 _BYTES_A_TILE = 32 << 20
 # Features up to this leave room for squares and their sums in float32; larger ones are multiplied in float64.
 LARGEST = 1e15
