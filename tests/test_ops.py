@@ -7,6 +7,7 @@ import sys
 import textwrap
 import threading
 import time
+import warnings
 
 import numpy as np
 import pytest
@@ -473,3 +474,24 @@ def test_build_info():
     assert info["version"] == alk.__version__ != "0"
     if torch.version.cuda is None:
         assert not alk.has_cuda_kernels()
+
+
+def test_compiled_ops_that_are_not_differentiable_say_nothing_else(rng):
+    """As in eager mode, features and probabilities are detached: no gradient is promised, and torch does not warn."""
+    x = torch.randn(40, 5, generator=rng, requires_grad=True)
+    draws = torch.rand(6, 3, 4, generator=rng).softmax(2).requires_grad_()
+    calls = {
+        "k_center_greedy": lambda: alk.k_center_greedy(x, 3, start=0).scores,
+        "knn": lambda: alk.knn(x, x, 2).distances,
+        "greedy_coverage": lambda: alk.greedy_coverage(x, 2).scores,
+        "bald": lambda: alk.bald(draws),
+        "epig": lambda: alk.epig(draws, draws),
+        "joint_entropy": lambda: alk.joint_entropy(draws, draws[:1], generator=0),
+        "batchbald": lambda: alk.batchbald(draws, 2, generator=0).scores,
+        "mean_kl": lambda: alk.pairwise_kl(draws[:, 0], draws[:, 1], reduce="mean"),
+    }
+    for name, call in calls.items():
+        torch._dynamo.reset()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message=".*autograd kernel was not registered.*")
+            assert not torch.compile(call, fullgraph=True)().requires_grad, name

@@ -352,6 +352,7 @@ def test_tiles_smaller_than_the_input_change_nothing(mapped, rng, monkeypatch, t
     ]
     whole = [alk.pairwise_kl(p, q, **options) for options in calls]
     monkeypatch.setattr(module, "_BYTES_A_TILE", 32 * 9 * 7)
+    monkeypatch.setattr(module, "_ROWS_A_TILE", 1)
     monkeypatch.setattr(module, "OPERATIONS_A_CALL", 1)
     monkeypatch.setattr("alkernels._probabilities._BYTES_A_TILE", 8 * 9 * 11)
     walked = list(module._walk(*module._sides(p, q, False), False))
@@ -896,3 +897,46 @@ def test_ops_check_for_themselves():
         ops.nearest_divergences(p, q, False, False, 0, values[:2], indices[:2])
     ops.nearest_divergences(p, q, False, False, 5, values, indices)
     assert indices.tolist() == [[5, 6]] * 3 and (values == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("low", [-120.0, -800.0, -1e9, -3e38])
+def test_logarithms_whose_probabilities_underflow_are_no_zeros(low, dtype, rng):
+    """Masked classes, some rows and some classes: finite where the logarithm is, in every form."""
+    p, q = torch.randn(30, 6, generator=rng).double(), torch.randn(60, 6, generator=rng).double()
+    q[7, 2], q[9, 2], q[11, 0], q[12] = low, low / 2, low, torch.tensor([0.0] + [low] * 5)
+    p[3, 4] = low
+    p, q = p.log_softmax(1).to(dtype), q.log_softmax(1).to(dtype)
+    wide_p, wide_q = p.double(), q.double()
+    truth = (wide_p.exp()[:, None] * (wide_p[:, None] - wide_q)).sum(-1)
+    every = torch.arange(60).expand(30, 60)
+    assert torch.allclose(alk.pairwise_kl(p, q, log_input=True).double(), truth, rtol=1e-4)
+    assert torch.allclose(alk.pairwise_kl(p, q, log_input=True, neighbors=every).double(), truth, rtol=1e-6)
+    assert torch.allclose(alk.pairwise_kl(p, q, log_input=True, reduce="mean").double(), truth.mean(1), rtol=1e-6)
+    assert torch.allclose(alk.pairwise_kl(p, q, log_input=True, reduce="max").double(), truth.max(1).values, rtol=1e-6)
+    top = alk.pairwise_kl(p, q, log_input=True, reduce="topk", k=60)
+    assert torch.allclose(top.values.double(), truth.sort(1).values, rtol=1e-6)
+
+
+def test_what_underflows_is_allowed_in_every_form():
+    p, q = torch.tensor([[0.0, -800.0]]).double(), torch.tensor([[0.0, -torch.inf]]).double()
+    assert alk.pairwise_kl(p, q, log_input=True).item() == torch.inf
+    assert alk.pairwise_kl(p, q, log_input=True, neighbors=[[0]]).item() == torch.inf
+    for reduce in ("mean", "min", "max"):
+        assert alk.pairwise_kl(p, q, log_input=True, reduce=reduce).item() == torch.inf
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int16, torch.int32, torch.uint8, torch.int64])
+def test_gradients_with_neighbors_of_any_integer_type(dtype, rng):
+    p = torch.rand(5, 3, generator=rng).softmax(1).requires_grad_()
+    q = torch.rand(4, 3, generator=rng).softmax(1)
+    pairs = torch.tensor([[0, 1], [1, 0], [2, 3], [3, 0], [0, 0]])
+    alk.pairwise_kl(p, q, neighbors=pairs.to(dtype)).sum().backward()
+    (wanted,) = torch.autograd.grad(alk.pairwise_kl(p, q).gather(1, pairs).sum(), p)
+    assert torch.allclose(p.grad, wanted, rtol=1e-5)
+    alk.pairwise_kl(p, q.numpy()[::-1], neighbors=pairs.tolist())  # NumPy of any stride beside it, lists
+
+
+def test_gather_without_neighbors_is_refused():
+    with pytest.raises(ValueError, match="gather must be given with neighbors only, got 'p'"):
+        alk.pairwise_kl(torch.ones(1, 1), torch.ones(1, 1), gather="p")

@@ -9,7 +9,7 @@ import torch
 from alkernels._inputs import Array
 from alkernels._probabilities import Probabilities
 from alkernels.ops.joint_entropy import check_draws, conditional_entropy
-from alkernels.ops.selection import library
+from alkernels.ops.selection import detached, library
 
 # Scores below this share of 1 + the draws' entropy are rounding: draws that agree have none.
 _ROUNDING = 1e-14
@@ -43,7 +43,7 @@ def bald(probs: Array, *, log_input: bool = False) -> Array:
 
     Notes
     -----
-    Products and sums in float64. One pass over `probs`; memory beyond it: 50 MB.
+    Products and sums in float64. Two passes over `probs`, the first of which checks it; memory beyond it: 50 MB.
 
     References
     ----------
@@ -58,7 +58,7 @@ def bald(probs: Array, *, log_input: bool = False) -> Array:
     tensor([0.6931, 0.0000], dtype=torch.float64)
     """
     if torch.compiler.is_compiling():
-        return torch.ops.alkernels.bald(probs, log_input=log_input)
+        return torch.ops.alkernels.bald(*detached(probs), log_input=log_input)
     draws = check_draws(probs, "probs", log_input)
     draws.check()
     k = int(draws.shape[1])
@@ -78,7 +78,7 @@ def _tiles(probs: Probabilities):  # type: ignore[no-untyped-def]
 
 
 def information(probs: Probabilities) -> tuple[torch.Tensor, torch.Tensor]:
-    """BALD of each row, and the mean entropy of its draws, in float64. One pass."""
+    """BALD of each row, and the mean entropy of its draws, in float64."""
     k = int(probs.shape[1])
     each = torch.eye(k, dtype=torch.float64, device=probs.device)
     share = each.new_full((k,), 1 / k)
@@ -139,7 +139,7 @@ def epig(probs: Array, target_probs: Array, *, log_input: bool = False) -> Array
     tensor([0.6931, 0.0000], dtype=torch.float64)
     """
     if torch.compiler.is_compiling():
-        return torch.ops.alkernels.epig(probs, target_probs, log_input=log_input)
+        return torch.ops.alkernels.epig(*detached(probs, target_probs), log_input=log_input)
     draws, targets = check_draws(probs, "probs", log_input), check_draws(target_probs, "target_probs", log_input)
     if targets.shape[1] != draws.shape[1]:
         raise ValueError(f"target_probs must have as many draws as probs, got {targets.shape[1]} and {draws.shape[1]}")

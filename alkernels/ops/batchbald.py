@@ -21,7 +21,7 @@ from alkernels.ops.joint_entropy import (
 )
 from alkernels.ops.lazy_greedy import LazyGreedy
 from alkernels.ops.running_distances import rounding_share
-from alkernels.ops.selection import library
+from alkernels.ops.selection import detached, library
 
 # Gains below this are no information: such picks go by BALD, then by index.
 _NOTHING = 1e-9
@@ -112,7 +112,7 @@ def batchbald(
     if torch.compiler.is_compiling():
         return Selection(
             *torch.ops.alkernels.batchbald(
-                probs,
+                *detached(probs),
                 batch_size,
                 log_input=log_input,
                 max_configurations=max_configurations,

@@ -24,7 +24,7 @@ from alkernels._inputs import (
 from alkernels.ops.knn import LARGEST, largest_magnitude
 from alkernels.ops.lazy_greedy import LazyGreedy
 from alkernels.ops.running_distances import middle, rounding_share
-from alkernels.ops.selection import library
+from alkernels.ops.selection import detached, library
 
 KERNELS = {"cosine": 0, "rbf": 1, "tophat": 2}
 
@@ -116,13 +116,14 @@ def greedy_coverage(
     Selection(indices=tensor([1, 3]), scores=tensor([3., 1.], dtype=torch.float64))
     """
     if torch.compiler.is_compiling():
+        rows, worth, known, start = detached(features, weights, labeled, covered)
         out = torch.ops.alkernels.greedy_coverage(
-            features,
+            rows,
             k,
             candidates=candidates,
-            weights=weights,
-            labeled=labeled,
-            covered=covered,
+            weights=worth,
+            labeled=known,
+            covered=start,
             similarity=kernel,
             bandwidth=bandwidth,
         )
@@ -186,16 +187,16 @@ class Coverage:
             self.refine = share * max(_largest_square(rows, shift) for rows in known) > _DOUBT * bandwidth**2
         # Tiles do not depend on what is asked of them: a gain is the same bits beside any other candidates.
         self.tile = max(1, _BYTES_A_TILE // (8 * pool.widths[0])) if pool.mapped else pool.count
-        self.block = max(8, min(1024, (1 << 20) // pool.widths[0]))
+        numbers = pool.widths[0] * self.tile
+        self.block = max(8, min(1024, (1 << 20) // pool.widths[0], int(OPERATIONS_A_CALL / (2.0 * numbers))))
         if labeled is not None:
             for _, _, (tile,) in labeled.tiles(self.block):
                 self.add(tile)
 
     def gains(self, rows: torch.Tensor, *, exact: bool) -> torch.Tensor:
         """What each of some rows would add; without `exact` upper bounds, cheaper."""
-        size = max(8, min(self.block, int(OPERATIONS_A_CALL / (2.0 * self.pool.widths[0] * self.tile))))
         parts = []
-        for some in rows.split(size):
+        for some in rows.split(self.block):
             (points,) = self.pool.gather(some)
             total = torch.zeros(len(some), dtype=torch.float64, device=rows.device)
             for begin, end, (tile,) in self.pool.tiles(self.tile):

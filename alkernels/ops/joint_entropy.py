@@ -8,12 +8,14 @@ import torch
 
 from alkernels._inputs import OPERATIONS_A_CALL, Array, check_generator, check_integer, seed_of
 from alkernels._probabilities import Probabilities
-from alkernels.ops.selection import library
+from alkernels.ops.selection import detached, library
 
 MAX_CONFIGURATIONS = 40_000
 NUM_SAMPLES = 40_000
 # Configurations less probable than this are left out: all together they are below the rounding of an entropy.
 _NEGLIGIBLE = 1e-24
+# So many configurations are looked at at a time.
+_ENTRIES = 1 << 18
 
 
 def joint_entropy(
@@ -65,8 +67,8 @@ def joint_entropy(
     Computed as ``H(y_1, ..., y_t) + H(y_n | y_1, ..., y_t)``, the first term from the configurations' probabilities,
     the second as an average over them: sampled configurations leave much less noise in that than in the joint entropy
     as a whole, and long products of probabilities never appear. Products are float32 (float64 for float64 input), sums
-    and configurations float64: errors stay below ``2e-6 (1 + H)`` nats for float32. One pass over `probs`; memory
-    beyond it: 50 MB and 32 bytes for each configuration and draw. Not differentiable.
+    and configurations float64: errors stay below ``2e-6 (1 + H)`` nats for float32. Two passes over `probs`, the first
+    of which checks it; memory beyond it: 50 MB and 32 bytes for each configuration and draw. Not differentiable.
 
     References
     ----------
@@ -82,8 +84,7 @@ def joint_entropy(
     """
     if torch.compiler.is_compiling():
         return torch.ops.alkernels.joint_entropy(
-            probs,
-            chosen,
+            *detached(probs, chosen),
             log_input=log_input,
             max_configurations=max_configurations,
             num_samples=num_samples,
@@ -159,16 +160,8 @@ class Configurations:
         """
         point = point / point.sum(1, keepdim=True)
         if not self.sampled:
-            joint = self.mass[:, None] * (self.weights @ point)
-            row, label = (joint > _NEGLIGIBLE).nonzero(as_tuple=True)
             self._points.append(point)
-            if len(row) <= self.max_configurations:
-                self.mass = joint[row, label]
-                self.mass /= self.mass.sum()
-                weights = self.weights[row]
-                weights *= point.t()[label]
-                self.weights = weights.div_(weights.sum(1, keepdim=True))
-                self.entropy = float(-(self.mass * self.mass.log()).sum())
+            if self._enumerate(point):
                 return
             self.sampled = True
             self._uniform.manual_seed(seed_of(self._generator))
@@ -183,6 +176,27 @@ class Configurations:
         assert self._log_joint is not None
         self.weights = torch.softmax(self._log_joint, 1)
         self.entropy = float(math.log(self.draws) - self._log_joint.logsumexp(1).mean())
+
+    def _enumerate(self, point: torch.Tensor) -> bool:
+        """Splits each configuration by the point's label; False, and nothing done, where they become too many."""
+        rows, labels, mass, count = [], [], [], 0
+        size = max(1, _ENTRIES // point.shape[1])
+        for first in range(0, len(self.mass), size):
+            joint = self.mass[first : first + size, None] * (self.weights[first : first + size] @ point)
+            row, label = (joint > _NEGLIGIBLE).nonzero(as_tuple=True)
+            count += len(row)
+            if count > self.max_configurations:
+                return False
+            rows.append(row + first)
+            labels.append(label)
+            mass.append(joint[row, label])
+        self.mass = torch.cat(mass)
+        self.mass /= self.mass.sum()
+        self.weights = self.weights[torch.cat(rows)]
+        self.weights *= point.t()[torch.cat(labels)]
+        self.weights /= self.weights.sum(1, keepdim=True)
+        self.entropy = float(-(self.mass * self.mass.log()).sum())
+        return True
 
     def _extend(self, point: torch.Tensor) -> None:
         """Draws the point's label in each configuration, from the posterior draw that made the configuration."""

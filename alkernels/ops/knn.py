@@ -10,7 +10,7 @@ from tqdm import tqdm
 from alkernels._inputs import OPERATIONS_A_CALL, Array, Neighbors, Pool, check_device, check_integer, check_metric
 from alkernels.ops.k_center_greedy import to_distance
 from alkernels.ops.running_distances import METRICS, middle
-from alkernels.ops.selection import library
+from alkernels.ops.selection import detached, library
 
 # A call of the kernel packs no more bytes than this of points (some 16 a number, of 16 numbers at least), and holds no
 # more of a memory-mapped file.
@@ -58,7 +58,8 @@ def knn(
     Notes
     -----
     float32 products screen the points; what may be among the k nearest is measured from float64 differences, and only
-    that decides. About ``2 N M D`` operations; memory beyond the input and the result: 80 MB. Not differentiable.
+    that decides. About ``2 N M D`` operations; memory beyond the input and the result: 80 MB, and
+    16 MB a thread where `k` is in the thousands. Not differentiable.
 
     Examples
     --------
@@ -69,8 +70,7 @@ def knn(
             [2, 1]])
     """
     if torch.compiler.is_compiling():
-        tensors = (x.detach() if isinstance(x, torch.Tensor) else x for x in (queries, points))
-        return Neighbors(*torch.ops.alkernels.knn(*tensors, k, metric=metric))
+        return Neighbors(*torch.ops.alkernels.knn(*detached(queries, points), k, metric=metric))
     left, right = Pool(queries, "queries"), Pool(points, "points")
     for pool in (left, right):
         if len(pool.sources) > 1:

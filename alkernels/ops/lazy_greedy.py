@@ -15,6 +15,8 @@ _LARGEST_BLOCK = 4096  # ... and of the largest
 class LazyGreedy:
     """Picks the row of the largest gain, again and again, where no row's gain ever rises or falls below 0.
 
+    Gains that are estimates may rise by `margin`, and fall below 0: rows are then skipped that were too far behind.
+
     A gain from an earlier step is an upper bound now, so rows are evaluated from the highest bound down until no bound
     is left that could beat the best. Rows that come up are first bounded again by `estimate`, which is cheap and may
     not be below the truth; those that still could win are measured by `evaluate`, and only that decides.

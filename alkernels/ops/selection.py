@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -68,6 +69,11 @@ def finished(picks: list[torch.Tensor], squared: list[torch.Tensor], state: Runn
     return Run(indices, torch.cat([torch.empty(0, dtype=torch.float64, device=device), *squared]), state)
 
 
+def detached(*arrays: Any) -> tuple[Any, ...]:
+    """What an op that is not differentiable is handed inside torch.compile."""
+    return tuple(a.detach() if isinstance(a, torch.Tensor) else a for a in arrays)
+
+
 def compiled(  # type: ignore[no-untyped-def]
     name: str, features, k, labeled, start, generator, return_distances, **metric
 ) -> Selection | CoverSelection:
@@ -80,6 +86,7 @@ def compiled(  # type: ignore[no-untyped-def]
         raise ValueError(f"start must be a row of features, got {start}")
     first, second = features if isinstance(features, (tuple, list)) else (features, None)
     known, known2 = labeled if isinstance(labeled, (tuple, list)) else (labeled, None)
+    first, second, known, known2 = detached(first, second, known, known2)
     out = getattr(torch.ops.alkernels, name)(
         first,
         second,

@@ -13,6 +13,13 @@ namespace alkernels {
 template <typename T>
 class NearestList {
  public:
+  // Rows of a tile that leave a thread's lists room in some 16 MB.
+  static int64_t tile_rows(const Blocking& by, int64_t k) {
+    const int64_t simd_rows = distance_tile<T>().rows, entries = k + kMostWaiting + kMostAtATime;
+    const int64_t bytes = entries * static_cast<int64_t>(sizeof(Found) + sizeof(Candidate));
+    return std::clamp((int64_t{16} << 20) / bytes / simd_rows * simd_rows, simd_rows, by.tile_rows);
+  }
+
   // values and indices: the k smallest so far in order, +inf and -1 where there are fewer. Columns are numbered from
   // first_index.
   void begin(int64_t k, int64_t first_index, double* values, int64_t* indices) {
@@ -38,7 +45,7 @@ class NearestList {
       for (int64_t i = 0; i < n; ++i)
         found_.push_back({static_cast<double>(d[begin + hits[i]]), error, first + begin + hits[i]});
       if (found_.size() >= limit_) cut();
-      if (found_.size() > kMostWaiting + static_cast<size_t>(k_)) measure(exact);
+      if (static_cast<int64_t>(found_.size()) > kMostWaiting + k_) measure(exact);
       begin += some;
     }
   }
@@ -50,7 +57,7 @@ class NearestList {
   }
 
  private:
-  static constexpr size_t kMostWaiting = 512;
+  static constexpr int64_t kMostWaiting = 512;
   static constexpr int64_t kMostAtATime = 1024;
 
   struct Found {

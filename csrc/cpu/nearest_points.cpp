@@ -24,15 +24,16 @@ void nearest(const Rows& queries, const Rows& points, const double* shift, Metri
     largest.push_back(
         static_cast<double>(*std::max_element(length, length + std::min(by.group, points.count - first))));
   }
+  const int64_t tile_rows = NearestList<T>::tile_rows(by, k);
   const int64_t ld = (std::min(by.group, points.count) + simd.lanes - 1) / simd.lanes * simd.lanes;
-  parallel_tasks((queries.count + by.tile_rows - 1) / by.tile_rows, [&](const auto& next) {
-    PackedTile<T> tile(queries, metric, shift, by.tile_rows);
+  parallel_tasks((queries.count + tile_rows - 1) / tile_rows, [&](const auto& next) {
+    PackedTile<T> tile(queries, metric, shift, tile_rows);
     PackedTile<double> exact(queries, metric, nullptr, 1);
-    std::vector<NearestList<T>> lists(static_cast<size_t>(by.tile_rows));
+    std::vector<NearestList<T>> lists(static_cast<size_t>(tile_rows));
     std::vector<T> matrix(static_cast<size_t>(simd.rows * ld));
     std::vector<int32_t> hits(static_cast<size_t>(ld));
     for (int64_t task; (task = next()) >= 0;) {
-      const int64_t begin = task * by.tile_rows, count = std::min(by.tile_rows, queries.count - begin);
+      const int64_t begin = task * tile_rows, count = std::min(tile_rows, queries.count - begin);
       const PackedRows<T>& rows = tile.fill(begin, count);
       for (int64_t r = 0; r < count; ++r)
         lists[static_cast<size_t>(r)].begin(k, first_point, values + (begin + r) * k, indices + (begin + r) * k);

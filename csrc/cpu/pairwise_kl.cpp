@@ -37,29 +37,20 @@ class Distributions {
     log_p.resize(size);
     support.resize(static_cast<size_t>(count * words));
     has_zero.resize(static_cast<size_t>(count));
-    constexpr int64_t kRowsATask = 64;
-    parallel_tasks((count + kRowsATask - 1) / kRowsATask, [&](const auto& next) {
+    const int64_t rows_a_task = std::clamp<int64_t>(count / 32, 1, 64);
+    parallel_tasks((count + rows_a_task - 1) / rows_a_task, [&](const auto& next) {
       for (int64_t task; (task = next()) >= 0;) {
-        const int64_t begin = task * kRowsATask, end = std::min(count, begin + kRowsATask);
+        const int64_t begin = task * rows_a_task, end = std::min(count, begin + rows_a_task);
         const double* x = stored.fill(begin, end - begin, begin).factor[0];
-        for (int64_t i = begin; i < end; ++i) {
-          for (int64_t c = 0; c < width; ++c) {
-            const auto at = static_cast<size_t>(i * stride + c);
-            if (log_input ? std::isinf(x[at]) : !(x[at] > 0)) {
-              has_zero[static_cast<size_t>(i)] = 1;  // both stay 0: no share in any sum
-              continue;
-            }
-            p[at] = log_input ? std::exp(x[at]) : x[at];  // may underflow, and has a logarithm all the same
-            log_p[at] = log_input ? x[at] : std::log(x[at]);
-            support[static_cast<size_t>(i * words + c / 64)] |= uint64_t{1} << (c % 64);
-          }
-        }
+        for (int64_t i = begin; i < end; ++i) read(i, x + i * stride);
       }
     });
   }
 
   const double* row(const std::vector<double>& values, int64_t i) const { return values.data() + i * stride; }
   const uint64_t* bits(int64_t i) const { return support.data() + i * words; }
+  // Whether row i allows class c: its probability is above zero, even where float64 cannot tell.
+  bool allows(int64_t i, int64_t c) const { return bits(i)[c / 64] >> (c % 64) & 1; }
 
   // The mean of each column over at most 1024 of the rows.
   std::vector<double> mean(const std::vector<double>& values) const {
@@ -76,9 +67,29 @@ class Distributions {
   const bool log_input;
   const int64_t count, width, words;
   int64_t stride = 0;
-  std::vector<double> p, log_p;  // [count, stride], 0 where p is 0
+  std::vector<double> p, log_p;  // [count, stride], both 0 for classes that are ruled out: no share in any sum
   std::vector<uint64_t> support;
   std::vector<char> has_zero;
+
+ private:
+  void read(int64_t i, const double* x) {
+    double *to_p = p.data() + i * stride, *to_log = log_p.data() + i * stride;
+    if (!log_input) {
+      std::fill(std::copy_n(x, width, to_log), to_log + stride, 1.0);
+      distance_tile<double>().log(stride, to_log);
+    }
+    for (int64_t c = 0; c < width; ++c) {
+      if (log_input ? std::isinf(x[c]) : !(x[c] > 0)) {
+        to_log[c] = 0;
+        has_zero[static_cast<size_t>(i)] = 1;
+        continue;
+      }
+      to_p[c] = log_input ? std::exp(x[c]) : x[c];  // may underflow, and has a logarithm all the same
+      if (log_input) to_log[c] = x[c];
+      if (!log_input && x[c] < std::numeric_limits<double>::min()) to_log[c] = std::log(x[c]);
+      support[static_cast<size_t>(i * words + c / 64)] |= uint64_t{1} << (c % 64);
+    }
+  }
 };
 
 // The product form of all pairs of two sets, and the truth of single ones. sign -1: of the negated divergences.
@@ -88,6 +99,7 @@ class Divergences {
   Divergences(const Rows& p_rows, const Rows& q_rows, bool log_input, double sign)
       : p(p_rows, log_input),
         q(q_rows, log_input),
+        by(blocking<T>(p_rows)),
         sign_(sign),
         mean_p_(p.mean(p.p)),
         half_(half_deviations()),
@@ -102,10 +114,13 @@ class Divergences {
         b -= mean_p_[static_cast<size_t>(c)] * half_[static_cast<size_t>(j * p.stride + c)];
       // sign * B_j = -sum mean p (log q - mean log q), the sign and the half being in half_ already
       norms_[static_cast<size_t>(j)] = static_cast<T>(2 * b);
-      largest_constant_ = std::max(largest_constant_, std::abs(2 * b));
+      const double length = 2 * std::sqrt(static_cast<double>(block_.rows().squared_length[j]));
+      if (j % by.group == 0) groups_.push_back({});
+      groups_.back().constant = std::max(groups_.back().constant, std::abs(2 * b));
+      groups_.back().length =
+          std::isnan(length) ? std::numeric_limits<double>::infinity() : std::max(groups_.back().length, length);
       if (q.has_zero[static_cast<size_t>(j)]) with_zeros_.push_back(j);
     }
-    largest_norm_ = 2 * std::sqrt(static_cast<double>(block_.largest_squared_length()));
     columns.squared_norm = norms_.data();
   }
 
@@ -151,7 +166,8 @@ class Divergences {
           deviations_(static_cast<size_t>(capacity * all.p.stride)),
           tile_(all.as_rows(deviations_.data(), capacity), Metric::kEuclidean, nullptr, capacity),
           constants_(static_cast<size_t>(capacity)),
-          errors_(static_cast<size_t>(capacity)) {}
+          errors_(static_cast<size_t>(capacity)),
+          lengths_(static_cast<size_t>(capacity)) {}
 
     void fill(int64_t begin, int64_t count) {
       const auto& dot = distance_tile<double>().dot;
@@ -166,10 +182,9 @@ class Divergences {
         const double entropy = dot(row, all_.p.row(all_.p.log_p, begin + r), all_.p.stride);
         const double cross = dot(row, all_.mean_log_q_.data(), all_.p.stride);
         const double a = all_.sign_ * (entropy - cross);
-        const double product = std::sqrt(static_cast<double>(rows_.squared_norm[r])) * all_.largest_norm_;
+        lengths_[static_cast<size_t>(r)] = std::sqrt(static_cast<double>(rows_.squared_norm[r]));
         constants_[static_cast<size_t>(r)] = static_cast<T>(a);
-        errors_[static_cast<size_t>(r)] = all_.share_ * product + sum_error(entropy, cross) +
-                                          2 * kEpsilon<T> * (std::abs(a) + all_.largest_constant_ + product);
+        errors_[static_cast<size_t>(r)] = sum_error(entropy, cross) + 2 * kEpsilon<T> * std::abs(a);
       }
       begin_ = begin;
       rows_.squared_norm = constants_.data();
@@ -187,7 +202,12 @@ class Divergences {
       }
     }
 
-    double error(int64_t r) const { return errors_[static_cast<size_t>(r)]; }
+    // Of a row's divergences from the group of columns that begins at `first`.
+    double error(int64_t r, int64_t first) const {
+      const Group& group = all_.groups_[static_cast<size_t>(first / all_.by.group)];
+      const double product = lengths_[static_cast<size_t>(r)] * group.length;
+      return errors_[static_cast<size_t>(r)] + all_.share_ * product + 2 * kEpsilon<T> * (group.constant + product);
+    }
 
    private:
     const Divergences& all_;
@@ -195,16 +215,20 @@ class Divergences {
     PackedTile<T> tile_;
     PackedRows<T> rows_;
     std::vector<T> constants_;
-    std::vector<double> errors_;
+    std::vector<double> errors_, lengths_;
     int64_t begin_ = 0;
   };
 
-  Blocking blocked() const { return blocking<T>(row_source_); }
-
   const Distributions p, q;
+  const Blocking by;
   PackedCenters<T> columns;
 
  private:
+  // What bounds the errors of a group of columns: their largest deviation and constant.
+  struct Group {
+    double length = 0, constant = 0;
+  };
+
   // Whether q_j rules out a class that p_i allows.
   bool impossible(int64_t i, int64_t j) const {
     const uint64_t *a = p.bits(i), *b = q.bits(j);
@@ -214,7 +238,7 @@ class Divergences {
     return false;
   }
 
-  // sign / 2 * (log q - mean log q), 0 where q is
+  // sign / 2 * (log q - mean log q), 0 for classes that q rules out
   std::vector<double> half_deviations() {
     mean_log_q_ = q.mean(q.log_p);
     std::vector<double> half(q.log_p.size());
@@ -222,7 +246,7 @@ class Divergences {
       for (int64_t c = 0; c < q.width; ++c) {
         const auto at = static_cast<size_t>(j * q.stride + c);
         // a class that is ruled out anyway has the mean's share, which A_i takes off again
-        if (q.p[at] > 0) half[at] = sign_ / 2 * (q.log_p[at] - mean_log_q_[static_cast<size_t>(c)]);
+        if (q.allows(j, c)) half[at] = sign_ / 2 * (q.log_p[at] - mean_log_q_[static_cast<size_t>(c)]);
       }
     }
     return half;
@@ -244,14 +268,14 @@ class Divergences {
   const double share_;
   std::vector<T> norms_;
   std::vector<int64_t> with_zeros_;
-  double largest_constant_ = 0, largest_norm_ = 0;
+  std::vector<Group> groups_;
 };
 
 template <typename T>
 void all_pairs(const Rows& p, const Rows& q, bool log_input, T* out, int64_t ld) {
   const Divergences<T> all(p, q, log_input, 1);
   const auto& simd = distance_tile<T>();
-  const Blocking by = all.blocked();
+  const Blocking by = all.by;
   parallel_tasks((p.count + by.tile_rows - 1) / by.tile_rows, [&](const auto& next) {
     typename Divergences<T>::Tile tile(all, by.tile_rows);
     std::vector<int32_t> small(static_cast<size_t>(by.group));
@@ -268,7 +292,7 @@ void all_pairs(const Rows& p, const Rows& q, bool log_input, T* out, int64_t ld)
           for (int64_t r = row; r < end; ++r) {
             T* values = to + r * ld + first;
             const T limit = static_cast<T>(
-                std::min(tile.error(r) / kRelative<T>, static_cast<double>(std::numeric_limits<T>::max())));
+                std::min(tile.error(r, first) / kRelative<T>, static_cast<double>(std::numeric_limits<T>::max())));
             const int64_t n = simd.at_most(values, last - first, limit, small.data());
             for (int64_t i = 0; i < n; ++i)
               values[small[static_cast<size_t>(i)]] =
@@ -285,16 +309,17 @@ void nearest(const Rows& p, const Rows& q, bool log_input, bool largest, int64_t
              int64_t* indices) {
   const Divergences<T> all(p, q, log_input, largest ? -1 : 1);
   const auto& simd = distance_tile<T>();
-  const Blocking by = all.blocked();
+  const Blocking by = all.by;
+  const int64_t tile_rows = NearestList<T>::tile_rows(by, k);
   const int64_t ld = (std::min(by.group, q.count) + simd.lanes - 1) / simd.lanes * simd.lanes;
-  parallel_tasks((p.count + by.tile_rows - 1) / by.tile_rows, [&](const auto& next) {
-    typename Divergences<T>::Tile tile(all, by.tile_rows);
-    std::vector<NearestList<T>> lists(static_cast<size_t>(by.tile_rows));
+  parallel_tasks((p.count + tile_rows - 1) / tile_rows, [&](const auto& next) {
+    typename Divergences<T>::Tile tile(all, tile_rows);
+    std::vector<NearestList<T>> lists(static_cast<size_t>(tile_rows));
     std::vector<T> matrix(static_cast<size_t>(simd.rows * ld));
     std::vector<int32_t> hits(static_cast<size_t>(ld));
     std::vector<double> scratch;
     for (int64_t task; (task = next()) >= 0;) {
-      const int64_t begin = task * by.tile_rows, count = std::min(by.tile_rows, p.count - begin);
+      const int64_t begin = task * tile_rows, count = std::min(tile_rows, p.count - begin);
       tile.fill(begin, count);
       for (int64_t r = 0; r < count; ++r)
         lists[static_cast<size_t>(r)].begin(k, first_row, values + (begin + r) * k, indices + (begin + r) * k);
@@ -305,8 +330,8 @@ void nearest(const Rows& p, const Rows& q, bool log_input, bool largest, int64_t
           const int64_t end = std::min(count, row + simd.rows);
           tile.matrix(row, end, first, last, matrix.data() - row * ld - first, ld);
           for (int64_t r = row; r < end; ++r)
-            lists[static_cast<size_t>(r)].screen(matrix.data() + (r - row) * ld, last - first, first, tile.error(r),
-                                                 hits.data(), exactly(r));
+            lists[static_cast<size_t>(r)].screen(matrix.data() + (r - row) * ld, last - first, first,
+                                                 tile.error(r, first), hits.data(), exactly(r));
         }
       }
       for (int64_t r = 0; r < count; ++r) lists[static_cast<size_t>(r)].finish(exactly(r));
