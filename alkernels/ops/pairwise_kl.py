@@ -72,6 +72,7 @@ def pairwise_kl(
     from the means, each within 1e-4 of its own value (float64 input: 1e-12): what would lose more to cancellation is
     summed again in float64. Reductions and gathered pairs are float64 sums, and so is what decides among the smallest.
     The mean needs no pairs at all. Memory beyond input and result: 100 MB, for more than 4000 classes 24 kB each.
+    Made for up to a few thousand classes: a vocabulary of 50000 takes ten times as long as plain PyTorch.
 
     Differentiable in both arguments unless reduced, also twice; a class with p = 0 has no share in the gradient.
 
