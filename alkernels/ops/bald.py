@@ -61,34 +61,33 @@ def bald(probs: Array, *, log_input: bool = False) -> Array:
         return torch.ops.alkernels.bald(*detached(probs), log_input=log_input)
     draws = check_draws(probs, "probs", log_input)
     draws.check()
-    k = int(draws.shape[1])
-    # One pass of the kernel: the mean of the draws, whose entropy counts, and each of them, whose entropy is taken off.
-    share = torch.full((1, k), 1 / k, dtype=torch.float64, device=draws.device)
-    rows = torch.cat([share, torch.eye(k, dtype=torch.float64, device=draws.device)])
+    return draws.pool.out(information(draws))
+
+
+def information(probs: Probabilities) -> torch.Tensor:
+    """BALD of each row, in float64: the entropy of the draws' mean counts, that of each draw is taken off."""
+    k = int(probs.shape[1])
+    share = torch.full((1, k), 1 / k, dtype=torch.float64, device=probs.device)
+    rows = torch.cat([share, torch.eye(k, dtype=torch.float64, device=probs.device)])
     mass = torch.cat([torch.ones_like(share[0, :1]), -share[0]])
-    parts = [conditional_entropy(tile, rows, mass, wide=True) for _, _, tile in _tiles(draws)]
+    parts = [conditional_entropy(tile, rows, mass, wide=True) for _, _, tile in _tiles(probs)]
     scores = torch.cat([*parts, mass.new_empty(0)])
-    scores[scores < _ROUNDING * (1 + math.log(draws.shape[2]))] = 0.0
-    return draws.pool.out(scores)
+    scores[scores < _ROUNDING * (1 + math.log(probs.shape[2]))] = 0.0
+    return scores
+
+
+def noise(probs: Probabilities) -> torch.Tensor:
+    """The mean entropy of each row's draws, in float64."""
+    k = int(probs.shape[1])
+    each = torch.eye(k, dtype=torch.float64, device=probs.device)
+    share = each.new_full((k,), 1 / k)
+    parts = [conditional_entropy(tile, each, share, wide=True) for _, _, tile in _tiles(probs)]
+    return torch.cat([*parts, share.new_empty(0)])
 
 
 def _tiles(probs: Probabilities):  # type: ignore[no-untyped-def]
     """All rows, wide enough for float64 products: the kernel widens float32, logarithms lose digits in it."""
     return probs.tiles(torch.float64 if probs.log_input else None)
-
-
-def information(probs: Probabilities) -> tuple[torch.Tensor, torch.Tensor]:
-    """BALD of each row, and the mean entropy of its draws, in float64."""
-    k = int(probs.shape[1])
-    each = torch.eye(k, dtype=torch.float64, device=probs.device)
-    share = each.new_full((k,), 1 / k)
-    scores, noise = each.new_empty(probs.count), each.new_empty(probs.count)
-    for begin, end, tile in _tiles(probs):
-        noise[begin:end] = conditional_entropy(tile, each, share, wide=True)
-        scores[begin:end] = conditional_entropy(tile, share[None], each.new_ones(1), wide=True)
-    scores -= noise
-    scores[scores < _ROUNDING * (1 + noise)] = 0.0
-    return scores, noise
 
 
 def epig(probs: Array, target_probs: Array, *, log_input: bool = False) -> Array:

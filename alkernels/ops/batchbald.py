@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from alkernels._inputs import Array, Selection, check_generator, check_integer
 from alkernels._probabilities import Probabilities
-from alkernels.ops.bald import information
+from alkernels.ops.bald import information, noise
 from alkernels.ops.joint_entropy import (
     MAX_CONFIGURATIONS,
     NUM_SAMPLES,
@@ -138,7 +138,7 @@ def select(
     probs: Probabilities, batch_size: int, configurations: Configurations, *, progress: bool
 ) -> tuple[torch.Tensor, torch.Tensor, int]:
     """The lazy rule: picks, their gains, and how many candidates were scored."""
-    alone, noise = information(probs)
+    alone, entropies = information(probs), noise(probs)
     picks: list[int] = []
     gains: list[float] = []
 
@@ -147,13 +147,13 @@ def select(
             configurations.conditional_entropy(probs.gather(some, torch.float64 if wide else None), wide=wide)
             for some in rows.split(probs.rows_a_tile)
         ]
-        return torch.cat(parts) - noise[rows]
+        return torch.cat(parts) - entropies[rows]
 
     share = rounding(probs.shape[1])
 
     def estimate(rows: torch.Tensor) -> torch.Tensor:
         found = gain(rows, False)
-        return found + share * (found + noise[rows] + 1)
+        return found + share * (found + entropies[rows] + 1)
 
     greedy = LazyGreedy(
         alone.clone(),
