@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import mmap
 import operator
 import warnings
@@ -19,6 +20,9 @@ Factors: TypeAlias = tuple[torch.Tensor, ...]
 
 # One call of a kernel takes about this many operations (0.05 to 0.5 s), so that Ctrl-C is noticed between calls.
 OPERATIONS_A_CALL = 1.5e10
+
+# Features up to this leave room for squares and their sums in float32; larger ones are multiplied in float64.
+LARGEST_NARROW = 1e15
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _WELCOME = "float16, bfloat16, float32 or float64"
@@ -260,6 +264,15 @@ class Pool:
     def out(self, tensor: torch.Tensor) -> Array:
         """A result as the caller's kind of array."""
         return tensor.numpy() if self.numpy else tensor
+
+
+def largest_magnitude(rows: Pool) -> float:
+    """Of all features; raises where they are not finite, or their squares overflow."""
+    largest = rows.check_finite()
+    # the squared lengths of two rows, each shifted by a third
+    if largest > math.sqrt(torch.finfo(torch.float64).max / (8 * rows.widths[0])):
+        raise ValueError(f"{rows.name} must have squares that float64 can hold, got a magnitude of {largest:.3g}")
+    return largest
 
 
 def check_labeled(labeled: RowsLike | None, pool: Pool) -> Pool | None:

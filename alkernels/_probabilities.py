@@ -39,9 +39,10 @@ class Probabilities:
         self.dtype = torch.promote_types(self.pool.sources[0].dtype, torch.float32)
         self.rows_a_tile = max(1, _BYTES_A_TILE // (8 * self.pool.widths[0]))
 
-    def tile(self, begin: int, end: int) -> torch.Tensor:
-        """Rows as they are stored: probabilities or logarithms."""
-        return self.pool.tile(begin, end)[0]
+    @property
+    def whole(self) -> torch.Tensor:
+        """All rows as they are stored: probabilities or logarithms."""
+        return self.pool.tile(0, self.count)[0]
 
     def tiles(self, dtype: torch.dtype | None = None) -> Iterator[tuple[int, int, torch.Tensor]]:
         """All rows' probabilities in order, a tile at a time."""

@@ -76,7 +76,7 @@ def batchbald(
     ------
     ValueError
         `batch_size` or an option out of range, distributions that do not sum to 1 within 1e-3, negative probabilities,
-        NaN, shapes that disagree. Nothing is renormalised.
+        NaN, shapes that disagree.
     TypeError
         An array that is not floating-point, an argument of the wrong type.
 
@@ -92,7 +92,8 @@ def batchbald(
     candidate at every step in float64 (float32 only bounds gains from above), ties to the lowest index; among gains
     below 1e-9 the largest BALD wins. Once they are sampled, gains are estimates: the picks' labels are drawn once and
     each later pick's are added to them, and candidates are skipped that were too far behind at an earlier step, by a
-    margin of the noise; with more samples both approach the exact answer. At most ``2 b N K C M`` operations, M the
+    margin of the noise; with more samples both approach the exact answer. What a pick's rows lack of 1 by rounding is
+    taken out of the configurations. At most ``2 b N K C M`` operations, M the
     number of configurations; memory beyond `probs`: 50 MB, 40 bytes a row, and 32 bytes a configuration and draw. Not
     differentiable.
 
@@ -128,7 +129,7 @@ def batchbald(
     check_positive(num_samples, "num_samples")
     check_generator(generator)
     draws.check()
-    picks, gains, _ = select(
+    picks, gains = select(
         draws, batch_size, Configurations(draws, max_configurations, num_samples, generator), progress=progress
     )
     return Selection(draws.pool.out(picks), draws.pool.out(gains))
@@ -136,8 +137,8 @@ def batchbald(
 
 def select(
     probs: Probabilities, batch_size: int, configurations: Configurations, *, progress: bool
-) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """The lazy rule: picks, their gains, and how many candidates were scored."""
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The lazy rule: picks and their gains."""
     alone, entropies = information(probs), noise(probs)
     picks: list[int] = []
     gains: list[float] = []
@@ -174,8 +175,10 @@ def select(
                     left = torch.where(greedy.bounds > -torch.inf, alone, -torch.inf)
                     pick = int((left == left.max()).nonzero()[0])
                     found = float(gain(torch.tensor([pick], device=probs.device), True))
-                if not configurations.sampled or probs.shape[1] == 1:
-                    found = max(found, 0.0) if probs.shape[1] > 1 else 0.0
+                if probs.shape[1] == 1:
+                    found = 0.0
+                elif not configurations.sampled:
+                    found = max(found, 0.0)
             picks.append(pick)
             gains.append(found)
             greedy.exclude(pick)
@@ -196,7 +199,6 @@ def select(
     return (
         torch.tensor(picks, dtype=torch.int64, device=device),
         torch.tensor(gains, dtype=torch.float64, device=device),
-        greedy.evaluations,
     )
 
 

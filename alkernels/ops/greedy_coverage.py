@@ -10,6 +10,7 @@ import torch
 from tqdm import tqdm
 
 from alkernels._inputs import (
+    LARGEST_NARROW,
     OPERATIONS_A_CALL,
     Array,
     CoverageSelection,
@@ -20,8 +21,8 @@ from alkernels._inputs import (
     check_pool,
     check_rows,
     check_vector,
+    largest_magnitude,
 )
-from alkernels.ops.knn import LARGEST, largest_magnitude
 from alkernels.ops.lazy_greedy import LazyGreedy
 from alkernels.ops.running_distances import middle, rounding_share
 from alkernels.ops.selection import detached, library
@@ -143,7 +144,7 @@ def greedy_coverage(
     if covered is not None:
         start = check_vector(covered, "covered", pool)
     coverage = Coverage(pool, similarity, width, worth, start, known)
-    picks, gains, _ = select(coverage, k, may, progress=progress)
+    picks, gains = select(coverage, k, may, progress=progress)
     if return_covered:
         return CoverageSelection(pool.out(picks), pool.out(gains), pool.out(coverage.covered))
     return Selection(pool.out(picks), pool.out(gains))
@@ -175,9 +176,9 @@ class Coverage:
         largest = max(map(largest_magnitude, known))
         self.narrow = (
             pool.sources[0].dtype != torch.float64
-            and largest < LARGEST
+            and largest < LARGEST_NARROW
             and float(covered.abs().max()) < _LARGEST_START
-            and 1 / LARGEST < bandwidth < LARGEST
+            and 1 / LARGEST_NARROW < bandwidth < LARGEST_NARROW
         )
         self.similarity, self.bandwidth = similarity, bandwidth
         self.shift, self.refine = None, False
@@ -232,8 +233,8 @@ def _largest_square(rows: Pool, shift: torch.Tensor) -> float:
 
 def select(
     coverage: Coverage, k: int, candidates: torch.Tensor | None, *, progress: bool
-) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """The lazy rule: picks, their gains, and how many candidates were looked at."""
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The lazy rule: picks and their gains."""
     pool = coverage.pool
     bounds = torch.full((pool.count,), torch.inf, dtype=torch.float64, device=pool.device)
     if candidates is not None:
@@ -254,7 +255,6 @@ def select(
     return (
         torch.tensor(picks, dtype=torch.int64, device=pool.device),
         torch.tensor(gains, dtype=torch.float64, device=pool.device),
-        greedy.evaluations,
     )
 
 

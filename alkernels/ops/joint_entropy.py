@@ -58,7 +58,7 @@ def joint_entropy(
     ------
     ValueError
         Distributions that do not sum to 1 within 1e-3, negative probabilities, NaN, shapes that disagree, an option out
-        of range. Nothing is renormalised.
+        of range.
     TypeError
         An array that is not floating-point, an argument of the wrong type.
 
@@ -68,7 +68,8 @@ def joint_entropy(
     the second as an average over them: sampled configurations leave much less noise in that than in the joint entropy
     as a whole, and long products of probabilities never appear. Products are float32 (float64 for float64 input), sums
     and configurations float64: errors stay below ``2e-6 (1 + H)`` nats for float32. Two passes over `probs`, the first
-    of which checks it; memory beyond it: 50 MB and 32 bytes for each configuration and draw. Not differentiable.
+    of which checks it. What the rows of `chosen` lack of 1 by rounding is taken out; those of `probs` stand as they
+    are. Memory beyond it: 50 MB and 32 bytes for each configuration and draw. Not differentiable.
 
     References
     ----------

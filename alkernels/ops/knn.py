@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from tqdm import tqdm
 
-from alkernels._inputs import OPERATIONS_A_CALL, Array, Neighbors, Pool, check_device, check_integer, check_metric
+from alkernels._inputs import (
+    LARGEST_NARROW,
+    OPERATIONS_A_CALL,
+    Array,
+    Neighbors,
+    Pool,
+    check_device,
+    check_integer,
+    check_metric,
+    largest_magnitude,
+)
 from alkernels.ops.k_center_greedy import to_distance
 from alkernels.ops.running_distances import METRICS, middle
 from alkernels.ops.selection import detached, library
@@ -15,8 +23,6 @@ from alkernels.ops.selection import detached, library
 # A call of the kernel packs no more bytes than this of points (some 16 a number, of 16 numbers at least), and holds no
 # more of a memory-mapped file.
 _BYTES_A_TILE = 32 << 20
-# Features up to this leave room for squares and their sums in float32; larger ones are multiplied in float64.
-LARGEST = 1e15
 
 
 def knn(
@@ -88,7 +94,7 @@ def knn(
     indices = torch.full((left.count, k), -1, dtype=torch.int64, device=left.device)
     largest = max(map(largest_magnitude, (left, right)))
     if k and left.count:
-        wide = largest >= LARGEST or torch.float64 in (left.sources[0].dtype, right.sources[0].dtype)
+        wide = largest >= LARGEST_NARROW or torch.float64 in (left.sources[0].dtype, right.sources[0].dtype)
         shift = middle(right) if metric == "euclidean" else None
         d = left.widths[0]
         size = max(1, _BYTES_A_TILE // (16 * max(d, 16) + 24))
@@ -105,15 +111,6 @@ def knn(
                     )
                     bar.update((end - begin) * (last - first))
     return Neighbors(left.out(to_distance(distances, metric)), left.out(indices))
-
-
-def largest_magnitude(rows: Pool) -> float:
-    """Of all features; raises where they are not finite, or their squares overflow."""
-    largest = rows.check_finite()
-    # the squared lengths of two rows, each shifted by a third
-    if largest > math.sqrt(torch.finfo(torch.float64).max / (8 * rows.widths[0])):
-        raise ValueError(f"{rows.name} must have squares that float64 can hold, got a magnitude of {largest:.3g}")
-    return largest
 
 
 @torch.library.impl(library, "knn", "CompositeExplicitAutograd")

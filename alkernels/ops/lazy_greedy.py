@@ -34,8 +34,6 @@ class LazyGreedy:
     ----------
     margin : float
         Added to bounds of earlier steps: 0, unless gains are estimates themselves.
-    evaluations : int
-        How many rows were estimated or evaluated so far.
     """
 
     def __init__(
@@ -46,7 +44,6 @@ class LazyGreedy:
     ) -> None:
         self.bounds, self.estimate, self.evaluate = bounds, estimate, evaluate
         self.margin = 0.0
-        self.evaluations = 0
         self._block = _BLOCK
 
     def best(self) -> tuple[int, float]:
@@ -57,7 +54,7 @@ class LazyGreedy:
         ceiling = (bounds + self.margin).index_fill_(0, spent, -torch.inf)
         estimated = torch.full_like(ceiling, self.estimate is None, dtype=torch.bool)
         gain, pick = (0.0, int(spent[0])) if len(spent) else (-torch.inf, -1)
-        block, before = self._block, self.evaluations
+        block, looked_at = self._block, 0
         some = block if self.estimate is None else _BLOCK // 4
         while True:
             values, rows = torch.ops.alkernels.top_candidates(ceiling, min(max(block, some), len(bounds)))
@@ -70,19 +67,19 @@ class LazyGreedy:
                 rows = rows[:block][stale[:block]]
                 bounds[rows] = ceiling[rows] = self.estimate(rows)
                 estimated[rows] = True
-                self.evaluations += len(rows)
+                looked_at += len(rows)
                 block = min(2 * block, _LARGEST_BLOCK)
                 continue
             rows = rows[: min(some, int(stale.cumsum(0).eq(0).sum()))]
             gains = self.evaluate(rows)
             bounds[rows], ceiling[rows] = gains, -torch.inf
-            self.evaluations += len(rows) if self.estimate is None else 0
+            looked_at += len(rows) if self.estimate is None else 0
             some = min(2 * some, _LARGEST_BLOCK)
             top = float(gains.max())
             index = int(rows[gains == top].min())
             if top > gain or (top == gain and index < pick):
                 gain, pick = top, index
-        self._block = min(max(_BLOCK, (self.evaluations - before) // 2), _LARGEST_BLOCK)
+        self._block = min(max(_BLOCK, looked_at // 2), _LARGEST_BLOCK)
         return pick, gain
 
     def exclude(self, row: int) -> None:

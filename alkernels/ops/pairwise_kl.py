@@ -98,10 +98,9 @@ def pairwise_kl(
     if torch.compiler.is_compiling() or (reduce is None and learned):
         ops = torch.ops.alkernels
         if not torch.compiler.is_compiling():
-            left, right = _sides(p, q, log_input)
-            p, q = (x if isinstance(x, torch.Tensor) else s.tile(0, s.count) for x, s in ((p, left), (q, right)))
-            if neighbors is not None:
-                neighbors = check_neighbors(neighbors, *((left, right) if gather == "q" else (right, left)))
+            named = ((p, "p"), (q, "q"))
+            p, q = (x if isinstance(x, torch.Tensor) else Probabilities(x, n, 2, log_input).whole for x, n in named)
+            neighbors = None if neighbors is None else as_tensor(neighbors, "neighbors", "a matrix of row numbers")
         if neighbors is not None:
             return ops.gathered_kl(p, q, neighbors, log_input=log_input, gather=gather)
         if reduce is None:
@@ -288,6 +287,7 @@ def _full_backward(ctx, grad):  # type: ignore[no-untyped-def]
 
 def _gathered_backward(ctx, grad):  # type: ignore[no-untyped-def]
     x, y, neighbors = ctx.saved_tensors
+    neighbors = neighbors.long()
     (p, log_p), (q, log_q) = (_logs(z.to(grad.dtype), ctx.log_input) for z in (x, y))
     total, of_p, of_q = torch.zeros_like(p[:, :1]), torch.zeros_like(p), torch.zeros_like(q)
     for which, g in zip(neighbors.unbind(1), grad.unbind(1), strict=True):  # a column of pairs at a time

@@ -112,4 +112,42 @@ class NearestList {
   std::vector<Candidate> best_;
 };
 
+// Merges all columns into each row's list: rows go through in tiles that stay in cache, swept with a group of columns
+// at a time that does too. make_tile(capacity) gives a thread its tile, which has
+//   fill(begin, count)                            takes in rows [begin, begin + count)
+//   matrix(first, last, begin, end, out, ld)      out[r * ld + j] = values of its rows [first, last), columns [begin,
+//   end) error(r, begin)                               bounds the errors of row r in the group of columns from `begin`
+//   exact(r, j)                                   the truth
+template <typename T, typename MakeTile>
+void merge_nearest(int64_t rows, int64_t columns, const Blocking& by, int64_t k, int64_t first_index, double* values,
+                   int64_t* indices, const MakeTile& make_tile) {
+  const auto& simd = distance_tile<T>();
+  const int64_t tile_rows = NearestList<T>::tile_rows(by, k);
+  const int64_t ld = (std::min(by.group, columns) + simd.lanes - 1) / simd.lanes * simd.lanes;
+  parallel_tasks((rows + tile_rows - 1) / tile_rows, [&](const auto& next) {
+    auto tile = make_tile(tile_rows);
+    std::vector<NearestList<T>> lists(static_cast<size_t>(tile_rows));
+    std::vector<T> matrix(static_cast<size_t>(simd.rows * ld));
+    std::vector<int32_t> hits(static_cast<size_t>(ld));
+    const auto exact = [&](int64_t r) { return [&tile, r](int64_t j) { return tile.exact(r, j); }; };
+    for (int64_t task; (task = next()) >= 0;) {
+      const int64_t begin = task * tile_rows, count = std::min(tile_rows, rows - begin);
+      tile.fill(begin, count);
+      for (int64_t r = 0; r < count; ++r)
+        lists[static_cast<size_t>(r)].begin(k, first_index, values + (begin + r) * k, indices + (begin + r) * k);
+      for (int64_t first = 0; first < columns; first += by.group) {
+        const int64_t last = std::min(columns, first + by.group);
+        for (int64_t row = 0; row < count; row += simd.rows) {
+          const int64_t end = std::min(count, row + simd.rows);
+          tile.matrix(row, end, first, last, matrix.data() - row * ld - first, ld);
+          for (int64_t r = row; r < end; ++r)
+            lists[static_cast<size_t>(r)].screen(matrix.data() + (r - row) * ld, last - first, first,
+                                                 tile.error(r, first), hits.data(), exact(r));
+        }
+      }
+      for (int64_t r = 0; r < count; ++r) lists[static_cast<size_t>(r)].finish(exact(r));
+    }
+  });
+}
+
 }  // namespace alkernels

@@ -11,12 +11,55 @@
 namespace alkernels {
 namespace {
 
+// A thread's queries at work (merge_nearest).
+template <typename T>
+class QueryTile {
+ public:
+  QueryTile(const Rows& queries, const PackedBlock<T>& block, const double* shift, Metric metric, int64_t group,
+            const std::vector<double>& largest, int64_t capacity)
+      : block_(block),
+        metric_(metric),
+        share_(error_share<T>(queries, metric)),
+        group_(group),
+        largest_(largest),
+        tile_(queries, metric, shift, capacity),
+        row_(queries, metric, nullptr, 1) {}
+
+  void fill(int64_t begin, int64_t count) {
+    begin_ = begin;
+    tile_.fill(begin, count);
+  }
+
+  void matrix(int64_t first, int64_t last, int64_t begin, int64_t end, T* out, int64_t ld) const {
+    distance_tile<T>().matrix(tile_.rows(), first, last, block_.centers(), begin, end, out, ld);
+  }
+
+  double error(int64_t r, int64_t begin) const {
+    const double length = static_cast<double>(tile_.rows().squared_length[r]);
+    return share_ * (length + largest_[static_cast<size_t>(begin / group_)]) + kTinySquare;
+  }
+
+  double exact(int64_t r, int64_t j) {
+    if (filled_ != begin_ + r) row_.fill(begin_ + r, 1);
+    filled_ = begin_ + r;
+    return exact_distance(metric_, row_.rows(), 0, block_.exact(), j);
+  }
+
+ private:
+  const PackedBlock<T>& block_;
+  const Metric metric_;
+  const double share_;
+  const int64_t group_;
+  const std::vector<double>& largest_;
+  PackedTile<T> tile_;
+  PackedTile<double> row_;
+  int64_t begin_ = 0, filled_ = -1;
+};
+
 template <typename T>
 void nearest(const Rows& queries, const Rows& points, const double* shift, Metric metric, int64_t first_point,
              int64_t k, double* values, int64_t* indices) {
-  const auto& simd = distance_tile<T>();
   const PackedBlock<T> block(points, metric, shift);
-  const double share = error_share<T>(queries, metric);
   const Blocking by = blocking<T>(queries);
   std::vector<double> largest;  // squared length of each group: one far point blurs no other group's distances
   for (int64_t first = 0; first < points.count; first += by.group) {
@@ -24,42 +67,8 @@ void nearest(const Rows& queries, const Rows& points, const double* shift, Metri
     largest.push_back(
         static_cast<double>(*std::max_element(length, length + std::min(by.group, points.count - first))));
   }
-  const int64_t tile_rows = NearestList<T>::tile_rows(by, k);
-  const int64_t ld = (std::min(by.group, points.count) + simd.lanes - 1) / simd.lanes * simd.lanes;
-  parallel_tasks((queries.count + tile_rows - 1) / tile_rows, [&](const auto& next) {
-    PackedTile<T> tile(queries, metric, shift, tile_rows);
-    PackedTile<double> exact(queries, metric, nullptr, 1);
-    std::vector<NearestList<T>> lists(static_cast<size_t>(tile_rows));
-    std::vector<T> matrix(static_cast<size_t>(simd.rows * ld));
-    std::vector<int32_t> hits(static_cast<size_t>(ld));
-    for (int64_t task; (task = next()) >= 0;) {
-      const int64_t begin = task * tile_rows, count = std::min(tile_rows, queries.count - begin);
-      const PackedRows<T>& rows = tile.fill(begin, count);
-      for (int64_t r = 0; r < count; ++r)
-        lists[static_cast<size_t>(r)].begin(k, first_point, values + (begin + r) * k, indices + (begin + r) * k);
-      int64_t filled = -1;
-      const auto exactly = [&](int64_t r) {
-        return [&, r](int64_t j) {
-          if (filled != begin + r) exact.fill(begin + r, 1);
-          filled = begin + r;
-          return exact_distance(metric, exact.rows(), 0, block.exact(), j);
-        };
-      };
-      for (int64_t first = 0; first < points.count; first += by.group) {
-        const int64_t width = std::min(by.group, points.count - first);
-        const double length = largest[static_cast<size_t>(first / by.group)];
-        for (int64_t row = 0; row < count; row += simd.rows) {
-          const int64_t last = std::min(count, row + simd.rows);
-          simd.matrix(rows, row, last, block.centers(), first, first + width, matrix.data() - row * ld - first, ld);
-          for (int64_t r = row; r < last; ++r) {
-            const double error = share * (static_cast<double>(rows.squared_length[r]) + length) + kTinySquare;
-            lists[static_cast<size_t>(r)].screen(matrix.data() + (r - row) * ld, width, first, error, hits.data(),
-                                                 exactly(r));
-          }
-        }
-      }
-      for (int64_t r = 0; r < count; ++r) lists[static_cast<size_t>(r)].finish(exactly(r));
-    }
+  merge_nearest<T>(queries.count, points.count, by, k, first_point, values, indices, [&](int64_t capacity) {
+    return QueryTile<T>(queries, block, shift, metric, by.group, largest, capacity);
   });
 }
 

@@ -209,13 +209,16 @@ class Divergences {
       return errors_[static_cast<size_t>(r)] + all_.share_ * product + 2 * kEpsilon<T> * (group.constant + product);
     }
 
+    // sign * KL(p_i || q_j) of row r of the tile
+    double exact(int64_t r, int64_t j) { return all_.exact(begin_ + r, j, scratch_); }
+
    private:
     const Divergences& all_;
     std::vector<double> deviations_;  // p - mean p: taken in float64, so that T rounds what is left of p
     PackedTile<T> tile_;
     PackedRows<T> rows_;
     std::vector<T> constants_;
-    std::vector<double> errors_, lengths_;
+    std::vector<double> errors_, lengths_, scratch_;
     int64_t begin_ = 0;
   };
 
@@ -279,7 +282,6 @@ void all_pairs(const Rows& p, const Rows& q, bool log_input, T* out, int64_t ld)
   parallel_tasks((p.count + by.tile_rows - 1) / by.tile_rows, [&](const auto& next) {
     typename Divergences<T>::Tile tile(all, by.tile_rows);
     std::vector<int32_t> small(static_cast<size_t>(by.group));
-    std::vector<double> scratch;
     for (int64_t task; (task = next()) >= 0;) {
       const int64_t begin = task * by.tile_rows, count = std::min(by.tile_rows, p.count - begin);
       tile.fill(begin, count);
@@ -296,7 +298,7 @@ void all_pairs(const Rows& p, const Rows& q, bool log_input, T* out, int64_t ld)
             const int64_t n = simd.at_most(values, last - first, limit, small.data());
             for (int64_t i = 0; i < n; ++i)
               values[small[static_cast<size_t>(i)]] =
-                  static_cast<T>(all.exact(begin + r, first + small[static_cast<size_t>(i)], scratch));
+                  static_cast<T>(tile.exact(r, first + small[static_cast<size_t>(i)]));
           }
         }
       }
@@ -308,35 +310,8 @@ template <typename T>
 void nearest(const Rows& p, const Rows& q, bool log_input, bool largest, int64_t first_row, int64_t k, double* values,
              int64_t* indices) {
   const Divergences<T> all(p, q, log_input, largest ? -1 : 1);
-  const auto& simd = distance_tile<T>();
-  const Blocking by = all.by;
-  const int64_t tile_rows = NearestList<T>::tile_rows(by, k);
-  const int64_t ld = (std::min(by.group, q.count) + simd.lanes - 1) / simd.lanes * simd.lanes;
-  parallel_tasks((p.count + tile_rows - 1) / tile_rows, [&](const auto& next) {
-    typename Divergences<T>::Tile tile(all, tile_rows);
-    std::vector<NearestList<T>> lists(static_cast<size_t>(tile_rows));
-    std::vector<T> matrix(static_cast<size_t>(simd.rows * ld));
-    std::vector<int32_t> hits(static_cast<size_t>(ld));
-    std::vector<double> scratch;
-    for (int64_t task; (task = next()) >= 0;) {
-      const int64_t begin = task * tile_rows, count = std::min(tile_rows, p.count - begin);
-      tile.fill(begin, count);
-      for (int64_t r = 0; r < count; ++r)
-        lists[static_cast<size_t>(r)].begin(k, first_row, values + (begin + r) * k, indices + (begin + r) * k);
-      const auto exactly = [&](int64_t r) { return [&, r](int64_t j) { return all.exact(begin + r, j, scratch); }; };
-      for (int64_t first = 0; first < q.count; first += by.group) {
-        const int64_t last = std::min(q.count, first + by.group);
-        for (int64_t row = 0; row < count; row += simd.rows) {
-          const int64_t end = std::min(count, row + simd.rows);
-          tile.matrix(row, end, first, last, matrix.data() - row * ld - first, ld);
-          for (int64_t r = row; r < end; ++r)
-            lists[static_cast<size_t>(r)].screen(matrix.data() + (r - row) * ld, last - first, first,
-                                                 tile.error(r, first), hits.data(), exactly(r));
-        }
-      }
-      for (int64_t r = 0; r < count; ++r) lists[static_cast<size_t>(r)].finish(exactly(r));
-    }
-  });
+  merge_nearest<T>(p.count, q.count, all.by, k, first_row, values, indices,
+                   [&](int64_t capacity) { return typename Divergences<T>::Tile(all, capacity); });
 }
 
 Rows distributions_of(const Tensor& t, const char* op, const char* name) {
