@@ -7,27 +7,19 @@
 //
 // With weights = the posterior over K draws given each of m label configurations, and mass = their probabilities, this
 // is the entropy of a candidate's label given the labels of a batch (alkernels/ops/joint_entropy.py).
-#include <torch/csrc/stable/library.h>
-
+#include "device.h"
 #include "metric_rows.h"
 #include "simd/row_sums.h"
 
-namespace alkernels {
+namespace alkernels::cpu {
 namespace {
 
 constexpr int64_t kColumns = 256;           // of probabilities that a thread sweeps the weights with at a time
 constexpr int64_t kGroupBytes = 256 << 10;  // of weights that they are swept with before the next panel
 
-struct Probabilities {
-  const void* data;
-  bool wide;
-  int64_t count, draws, classes;
-  int64_t stride[3];
-};
-
 // panel[k][j] = probs[n, k, c] for columns first + j = n * classes + c, zeros past the last
 template <typename S, typename T>
-void pack_panel(const Probabilities& probs, int64_t first, int64_t lanes, T* panel) {
+void pack_panel(const Draws& probs, int64_t first, int64_t lanes, T* panel) {
   const int64_t end = std::min(first + lanes, probs.count * probs.classes);
   if (end < first + lanes) std::fill_n(panel, probs.draws * lanes, T(0));
   for (int64_t column = first; column < end;) {
@@ -48,7 +40,7 @@ void pack_panel(const Probabilities& probs, int64_t first, int64_t lanes, T* pan
 }
 
 template <typename T>
-void entropies(const Probabilities& probs, const Rows& weights, const double* mass, double* out) {
+void entropies(const Draws& probs, const Rows& weights, const double* mass, double* out) {
   const auto& simd = distance_tile<T>();
   const int64_t rows = weights.count, columns = probs.count * probs.classes;
 
@@ -101,34 +93,13 @@ void entropies(const Probabilities& probs, const Rows& weights, const double* ma
   });
 }
 
-Tensor conditional_entropy_cpu(Tensor probs, Tensor weights, Tensor mass, bool wide) {
-  constexpr const char* kOp = "conditional_entropy";
-  STD_TORCH_CHECK(probs.dim() == 3, kOp, ": probs must be three-dimensional, got a ", probs.dim(), "-d tensor");
-  const ScalarType type = probs.scalar_type();
-  STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double, kOp,
-                  ": probs must be float32 or float64, got ", torch::headeronly::toString(type));
-  const Probabilities in{probs.const_data_ptr(), type == ScalarType::Double,
-                         probs.size(0),          probs.size(1),
-                         probs.size(2),          {probs.stride(0), probs.stride(1), probs.stride(2)}};
-  STD_TORCH_CHECK(in.draws > 0 && in.classes > 0, kOp, ": probs must have at least one draw and one class, got ",
-                  in.draws, " and ", in.classes);
-  STD_TORCH_CHECK(weights.scalar_type() == ScalarType::Double, kOp, ": weights must be float64, got ",
-                  torch::headeronly::toString(weights.scalar_type()));
-  const Rows rows = rows_of(weights, std::nullopt, Metric::kEuclidean, kOp, "weights");
-  STD_TORCH_CHECK(rows.factor[0].width == in.draws, kOp, ": weights must have a column for each draw, got ",
-                  rows.factor[0].width, " and ", in.draws);
-  check_vector(mass, ScalarType::Double, rows.count, kOp, "mass");
-  Tensor out = torch::stable::new_empty(mass, {in.count});
-  double* entropy = out.mutable_data_ptr<double>();
-  std::fill_n(entropy, in.count, 0.0);
-  if (in.count > 0 && rows.count > 0) {
-    (wide ? entropies<double> : entropies<float>)(in, rows, mass.const_data_ptr<double>(), entropy);
-  }
-  return out;
-}
-
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(alkernels, CPU, m) { m.impl("conditional_entropy", TORCH_BOX(&conditional_entropy_cpu)); }
+void conditional_entropy(const Draws& probs, const Rows& weights, const double* mass, bool wide, double* out,
+                         const Device&) {
+  std::fill_n(out, probs.count, 0.0);
+  if (probs.count == 0 || weights.count == 0) return;
+  (wide ? entropies<double> : entropies<float>)(probs, weights, mass, out);
+}
 
-}  // namespace alkernels
+}  // namespace alkernels::cpu

@@ -11,40 +11,17 @@
 //
 // Where even float64 products may lose a squared distance beside the bandwidth (`refine`: rows far apart, a narrow
 // kernel), pairs that may be in range are measured from differences, a register tile's rows at a time.
-#include <torch/csrc/stable/library.h>
-
+#include "device.h"
 #include "metric_rows.h"
 #include "simd/row_sums.h"
 
-namespace alkernels {
+namespace alkernels::cpu {
 namespace {
 
 constexpr int64_t kRunRows = 2048;  // rows of one sum, at least ...
 constexpr int64_t kMaxRuns = 64;    // ... and not more runs than this
 
-// What float32 adds to a similarity beyond the error of d2: the roundings of its own arithmetic.
-constexpr double kRounding = 1e-6;
-
-Similarity similarity_of(int64_t code, const char* op) {
-  STD_TORCH_CHECK(code >= 0 && code <= 2, op, ": similarity must be 0, 1 or 2, got ", code);
-  return static_cast<Similarity>(code);
-}
-
 Metric metric_for(Similarity kind) { return kind == Similarity::kCosine ? Metric::kCosine : Metric::kEuclidean; }
-
-template <typename T>
-SimilarityOf<T> exactly(Similarity kind, double bandwidth) {
-  const double square = bandwidth * bandwidth;
-  return {kind, static_cast<T>(kind == Similarity::kRbf ? 1 / square : square), T(1), T(0)};
-}
-
-// Not below the truth, given squared distances that are not above it.
-SimilarityOf<float> at_least(Similarity kind, double bandwidth) {
-  const double square = bandwidth * bandwidth;
-  const float up = static_cast<float>(1 + kRounding);
-  if (kind == Similarity::kRbf) return {kind, static_cast<float>((1 - kRounding) / square), up, 0.0f};
-  return {kind, static_cast<float>(square * (1 + kRounding)), 1.0f, static_cast<float>(kRounding)};
-}
 
 // Similarities of a few rows of the pool to a block, with squared distances from differences where products lose them.
 class RefinedSimilarities {
@@ -170,40 +147,24 @@ void gains(const Rows& pool, const double* weights, const double* covered, const
   }
 }
 
-Tensor coverage_gains_cpu(Tensor rows, Tensor weights, Tensor covered, Tensor candidates, std::optional<Tensor> shift,
-                          int64_t similarity, double bandwidth, bool exact, bool refine) {
-  constexpr const char* kOp = "coverage_gains";
-  const Similarity kind = similarity_of(similarity, kOp);
-  const Rows pool = rows_of(rows, std::nullopt, Metric::kEuclidean, kOp, "rows");
-  const Rows block = rows_of(candidates, std::nullopt, Metric::kEuclidean, kOp, "candidates");
-  check_alike(pool, block, kOp, "candidates");
-  check_vector(weights, ScalarType::Double, pool.count, kOp, "weights");
-  check_vector(covered, ScalarType::Double, pool.count, kOp, "covered");
-  Tensor out = torch::stable::new_empty(weights, {block.count});
-  double* gain = out.mutable_data_ptr<double>();
-  std::fill_n(gain, block.count, 0.0);
-  if (pool.count == 0 || block.count == 0) return out;
-  (exact ? gains<double> : gains<float>)(pool, weights.const_data_ptr<double>(), covered.const_data_ptr<double>(),
-                                         block, shift_of(shift, pool, kOp), kind, bandwidth, refine, gain);
-  return out;
+}  // namespace
+
+void coverage_gains(const Rows& rows, const double* weights, const double* covered, const Rows& candidates,
+                    const double* shift, Similarity kind, double bandwidth, bool exact, bool refine, double* out,
+                    const Device&) {
+  std::fill_n(out, candidates.count, 0.0);
+  if (rows.count == 0 || candidates.count == 0) return;
+  (exact ? gains<double> : gains<float>)(rows, weights, covered, candidates, shift, kind, bandwidth, refine, out);
 }
 
-void raise_covered_cpu(Tensor rows, Tensor centers, std::optional<Tensor> shift, int64_t similarity, double bandwidth,
-                       bool refine, Tensor covered) {
-  constexpr const char* kOp = "raise_covered";
-  const Similarity kind = similarity_of(similarity, kOp);
-  const Rows pool = rows_of(rows, std::nullopt, Metric::kEuclidean, kOp, "rows");
-  const Rows block_rows = rows_of(centers, std::nullopt, Metric::kEuclidean, kOp, "centers");
-  check_alike(pool, block_rows, kOp, "centers");
-  check_vector(covered, ScalarType::Double, pool.count, kOp, "covered");
-  if (pool.count == 0 || block_rows.count == 0) return;
+void raise_covered(const Rows& pool, const Rows& centers, const double* shift, Similarity kind, double bandwidth,
+                   bool refine, double* covered, const Device&) {
+  if (pool.count == 0 || centers.count == 0) return;
   const Metric metric = metric_for(kind);
-  const double* from = shift_of(shift, pool, kOp);
-  double* level = covered.mutable_data_ptr<double>();
   const int64_t simd_rows = distance_tile<double>().rows, tile_rows = blocking<double>(pool).tile_rows;
-  const PackedBlock<double> block(block_rows, metric, from);
+  const PackedBlock<double> block(centers, metric, shift);
   parallel_tasks((pool.count + tile_rows - 1) / tile_rows, [&](const auto& next) {
-    PackedTile<double> tile(pool, metric, from, tile_rows);
+    PackedTile<double> tile(pool, metric, shift, tile_rows);
     RefinedSimilarities similarities(pool, block, kind, bandwidth);
     for (int64_t task; (task = next()) >= 0;) {
       const int64_t begin = task * tile_rows, count = std::min(tile_rows, pool.count - begin);
@@ -212,17 +173,10 @@ void raise_covered_cpu(Tensor rows, Tensor centers, std::optional<Tensor> shift,
         const int64_t last = std::min(count, first + simd_rows);
         const double* s = similarities.of(packed, begin, first, last, refine);
         for (int64_t r = first; r < last; ++r, s += similarities.ld)
-          level[begin + r] = std::max(level[begin + r], *std::max_element(s, s + block_rows.count));
+          covered[begin + r] = std::max(covered[begin + r], *std::max_element(s, s + centers.count));
       }
     }
   });
 }
 
-}  // namespace
-
-STABLE_TORCH_LIBRARY_IMPL(alkernels, CPU, m) {
-  m.impl("coverage_gains", TORCH_BOX(&coverage_gains_cpu));
-  m.impl("raise_covered", TORCH_BOX(&raise_covered_cpu));
-}
-
-}  // namespace alkernels
+}  // namespace alkernels::cpu

@@ -5,54 +5,11 @@
 //
 // kmeans_plusplus_block: proposals drawn from stale weights, accepted in order with probability (weight now) / (stale
 // weight). An accepted row is distributed exactly as one drawn from the weights of that moment.
-#include <torch/csrc/stable/library.h>
-
 #include "block_distances.h"
+#include "device.h"
 
-namespace alkernels {
+namespace alkernels::cpu {
 namespace {
-
-std::tuple<Tensor, Tensor> draw_by_weight_cpu(Tensor d2, Tensor uniforms) {
-  constexpr const char* kOp = "draw_by_weight";
-  constexpr int64_t kChunk = 4096;
-  const int64_t n = d2.numel(), draws = uniforms.numel();
-  check_vector(d2, ScalarType::Double, n, kOp, "d2");
-  check_vector(uniforms, ScalarType::Double, draws, kOp, "uniforms");
-  const double* weight = d2.const_data_ptr<double>();
-  const int64_t chunks = (n + kChunk - 1) / kChunk;
-  std::vector<double> before(static_cast<size_t>(chunks + 1), 0.0);  // weight in front of each chunk
-  parallel_tasks(chunks, [&](const auto& next) {
-    for (int64_t c; (c = next()) >= 0;) {
-      double sum = 0;
-      for (int64_t i = c * kChunk; i < std::min(n, (c + 1) * kChunk); ++i) sum += std::max(weight[i], 0.0);
-      before[static_cast<size_t>(c + 1)] = sum;
-    }
-  });
-  for (size_t c = 1; c < before.size(); ++c) before[c] += before[c - 1];
-  Tensor indices = torch::stable::new_empty(uniforms, {draws}, ScalarType::Long);
-  Tensor total = torch::stable::new_empty(d2, {1});
-  total.mutable_data_ptr<double>()[0] = before.back();
-  int64_t* out = indices.mutable_data_ptr<int64_t>();
-  const double* u = uniforms.const_data_ptr<double>();
-  for (int64_t q = 0; q < draws; ++q) {
-    out[q] = -1;
-    if (!(before.back() > 0)) continue;
-    const double target = u[q] * before.back();
-    const auto at = std::upper_bound(before.begin() + 1, before.end() - 1, target) - before.begin() - 1;
-    double sum = before[static_cast<size_t>(at)];
-    for (int64_t i = at * kChunk; i < std::min(n, (at + 1) * kChunk); ++i) {
-      if (weight[i] <= 0) continue;
-      out[q] = i;  // rounding may leave the target past the chunk's end: then its last row of any weight
-      sum += weight[i];
-      if (sum > target) break;
-    }
-    // ... or in a last chunk without any: then the last row of any weight in front of it
-    for (int64_t i = at * kChunk; out[q] < 0 && i > 0; --i) {
-      if (weight[i - 1] > 0) out[q] = i - 1;
-    }
-  }
-  return {indices, total};
-}
 
 constexpr int64_t kWindow = 32;  // the pass ends when fewer than a third of so many proposals were accepted
 
@@ -83,34 +40,48 @@ int64_t accept_in_block(const Rows& rows, const double* shift, Metric metric, co
   return made;
 }
 
-std::tuple<Tensor, Tensor> kmeans_plusplus_block_cpu(Tensor rows, std::optional<Tensor> rows2,
-                                                     std::optional<Tensor> shift, int64_t metric_code, Tensor values,
-                                                     Tensor indices, Tensor uniforms, double level, int64_t limit) {
-  constexpr const char* kOp = "kmeans_plusplus_block";
-  const Metric metric = metric_of(metric_code, kOp);
-  const Rows proposals = rows_of(rows, rows2, metric, kOp, "rows");
-  const int64_t count = proposals.count;
-  check_vector(values, ScalarType::Double, count, kOp, "values");
-  check_vector(indices, ScalarType::Long, count, kOp, "indices");
-  check_vector(uniforms, ScalarType::Double, count, kOp, "uniforms");
-  Tensor picks = torch::stable::new_empty(indices, {count});
-  Tensor scores = torch::stable::new_empty(values, {count});
-  int64_t* pick = picks.mutable_data_ptr<int64_t>();
-  double* score = scores.mutable_data_ptr<double>();
-  const auto run = proposals.wide ? accept_in_block<double> : accept_in_block<float>;
-  const int64_t made =
-      run(proposals, shift_of(shift, proposals, kOp), metric, values.const_data_ptr<double>(),
-          indices.const_data_ptr<int64_t>(), uniforms.const_data_ptr<double>(), limit, level, pick, score);
-  std::fill(pick + made, pick + count, -1);
-  std::fill(score + made, score + count, 0.0);
-  return {picks, scores};
-}
-
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(alkernels, CPU, m) {
-  m.impl("draw_by_weight", TORCH_BOX(&draw_by_weight_cpu));
-  m.impl("kmeans_plusplus_block", TORCH_BOX(&kmeans_plusplus_block_cpu));
+void draw_by_weight(const double* weight, int64_t n, const double* uniforms, int64_t draws, int64_t* indices,
+                    double* total, const Device&) {
+  constexpr int64_t kChunk = 4096;
+  const int64_t chunks = (n + kChunk - 1) / kChunk;
+  std::vector<double> before(static_cast<size_t>(chunks + 1), 0.0);  // weight in front of each chunk
+  parallel_tasks(chunks, [&](const auto& next) {
+    for (int64_t c; (c = next()) >= 0;) {
+      double sum = 0;
+      for (int64_t i = c * kChunk; i < std::min(n, (c + 1) * kChunk); ++i) sum += std::max(weight[i], 0.0);
+      before[static_cast<size_t>(c + 1)] = sum;
+    }
+  });
+  for (size_t c = 1; c < before.size(); ++c) before[c] += before[c - 1];
+  *total = before.back();
+  for (int64_t q = 0; q < draws; ++q) {
+    indices[q] = -1;
+    if (!(before.back() > 0)) continue;
+    const double target = uniforms[q] * before.back();
+    const auto at = std::upper_bound(before.begin() + 1, before.end() - 1, target) - before.begin() - 1;
+    double sum = before[static_cast<size_t>(at)];
+    for (int64_t i = at * kChunk; i < std::min(n, (at + 1) * kChunk); ++i) {
+      if (weight[i] <= 0) continue;
+      indices[q] = i;  // rounding may leave the target past the chunk's end: then its last row of any weight
+      sum += weight[i];
+      if (sum > target) break;
+    }
+    // ... or in a last chunk without any: then the last row of any weight in front of it
+    for (int64_t i = at * kChunk; indices[q] < 0 && i > 0; --i) {
+      if (weight[i - 1] > 0) indices[q] = i - 1;
+    }
+  }
 }
 
-}  // namespace alkernels
+void kmeans_plusplus_block(const Rows& rows, const double* shift, Metric metric, const double* values,
+                           const int64_t* indices, const double* uniforms, double level, int64_t limit, int64_t* picks,
+                           double* scores, const Device&) {
+  const auto run = rows.wide ? accept_in_block<double> : accept_in_block<float>;
+  const int64_t made = run(rows, shift, metric, values, indices, uniforms, limit, level, picks, scores);
+  std::fill(picks + made, picks + rows.count, -1);
+  std::fill(scores + made, scores + rows.count, 0.0);
+}
+
+}  // namespace alkernels::cpu

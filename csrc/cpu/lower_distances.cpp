@@ -8,33 +8,13 @@
 // The product form n_i + n_j - 2<x, c> loses digits where a distance is small beside the norms; error[i] bounds what it
 // lost. Rows whose bound would exceed kTolerance * level are refined: their few centres that may be the nearest are
 // measured again in float64, and their error is 0. The caller chooses the level (alkernels/ops/running_distances.py).
-#include <torch/csrc/stable/library.h>
-
+#include "device.h"
 #include "metric_rows.h"
 
-namespace alkernels {
+namespace alkernels::cpu {
 namespace {
 
 constexpr int64_t kTilesATask = 8;  // neighbours, so that packing one can ask for the next
-
-struct State {
-  double* d2;
-  float* error;
-  int64_t* nearest;  // may be null
-
-  // Takes in a distance known to `bound`. The loser of the minimum may be the smaller in truth, so the error covers
-  // both.
-  void set(int64_t row, double value, double bound, int64_t center) const {
-    const double old = d2[row], old_bound = static_cast<double>(error[row]);
-    const double low = std::isinf(old) ? value - bound : std::min(old - old_bound, value - bound);
-    if (value < old) {
-      d2[row] = value;
-      if (nearest) nearest[row] = center;
-    }
-    const double kept = value < old ? bound : old_bound;
-    error[row] = static_cast<float>(std::max(kept, std::min(value, old) - low));
-  }
-};
 
 // Measures rows in float64 against the centres that may be their nearest: those whose lower bound is below every
 // upper bound. The product form is computed once more for them, a register tile of rows at a time.
@@ -75,7 +55,7 @@ class Refiner {
       }
       for (int64_t j = 0; j < count; ++j) {
         if (static_cast<double>(d[j]) - bound(j) > ceiling) continue;  // NaN: measured
-        state.set(row_[r], exact_distance(metric_, x, 0, block_.exact(), j), 0, first_center + j);
+        set(state, row_[r], exact_distance(metric_, x, 0, block_.exact(), j), 0, first_center + j);
       }
     }
     waiting_ = 0;
@@ -140,7 +120,7 @@ void lower(const Rows& pool, const Rows& block_rows, const double* shift, Metric
         if (!(error <= allowed)) {
           refiner.add(rows, r, begin + r, first_center, state);
         } else {
-          state.set(begin + r, std::max(found, 0.0), error, track ? first_center + which[static_cast<size_t>(r)] : 0);
+          set(state, begin + r, std::max(found, 0.0), error, track ? first_center + which[static_cast<size_t>(r)] : 0);
         }
       }
     };
@@ -154,53 +134,25 @@ void lower(const Rows& pool, const Rows& block_rows, const double* shift, Metric
   });
 }
 
-void lower_distances_cpu(Tensor rows, std::optional<Tensor> rows2, Tensor centers, std::optional<Tensor> centers2,
-                         std::optional<Tensor> shift, int64_t metric_code, int64_t first_center, double level,
-                         Tensor d2, Tensor error, std::optional<Tensor> nearest) {
-  constexpr const char* kOp = "lower_distances";
-  const Metric metric = metric_of(metric_code, kOp);
-  const Rows pool = rows_of(rows, rows2, metric, kOp, "rows");
-  const Rows block = rows_of(centers, centers2, metric, kOp, "centers");
-  check_alike(pool, block, kOp, "centers");
-  check_vector(d2, ScalarType::Double, pool.count, kOp, "d2");
-  check_vector(error, ScalarType::Float, pool.count, kOp, "error");
-  if (nearest) check_vector(*nearest, ScalarType::Long, pool.count, kOp, "nearest");
-  if (pool.count == 0 || block.count == 0) return;
-  const auto run = pool.wide || block.wide ? lower<double> : lower<float>;
-  run(pool, block, shift_of(shift, pool, kOp), metric, first_center, level,
-      {d2.mutable_data_ptr<double>(), error.mutable_data_ptr<float>(),
-       nearest ? nearest->mutable_data_ptr<int64_t>() : nullptr});
+}  // namespace
+
+void lower_distances(const Rows& rows, const Rows& centers, const double* shift, Metric metric, int64_t first_center,
+                     double level, const State& state, const Device&) {
+  if (rows.count == 0 || centers.count == 0) return;
+  (rows.wide || centers.wide ? lower<double> : lower<float>)(rows, centers, shift, metric, first_center, level, state);
 }
 
-// paired_distances: row i of one set to row i of another, in float64. Reads both once.
-Tensor paired_distances_cpu(Tensor rows, std::optional<Tensor> rows2, Tensor others, std::optional<Tensor> others2,
-                            int64_t metric_code) {
-  constexpr const char* kOp = "paired_distances";
+// Reads both once.
+void paired_distances(const Rows& rows, const Rows& others, Metric metric, double* out, const Device&) {
   constexpr int64_t kRowsATask = 64;
-  const Metric metric = metric_of(metric_code, kOp);
-  const Rows left = rows_of(rows, rows2, metric, kOp, "rows");
-  const Rows right = rows_of(others, others2, metric, kOp, "others");
-  check_alike(left, right, kOp, "others");
-  STD_TORCH_CHECK(left.count == right.count, kOp, ": others must have as many rows as rows, got ", right.count, " and ",
-                  left.count);
-  Tensor out = torch::stable::new_empty(rows, {left.count}, ScalarType::Double);
-  double* d2 = out.mutable_data_ptr<double>();
-  parallel_tasks((left.count + kRowsATask - 1) / kRowsATask, [&](const auto& next) {
-    PackedTile<double> x(left, metric, nullptr, 1), y(right, metric, nullptr, 1);
+  parallel_tasks((rows.count + kRowsATask - 1) / kRowsATask, [&](const auto& next) {
+    PackedTile<double> x(rows, metric, nullptr, 1), y(others, metric, nullptr, 1);
     for (int64_t task; (task = next()) >= 0;) {
-      for (int64_t i = task * kRowsATask; i < std::min(left.count, (task + 1) * kRowsATask); ++i) {
-        d2[i] = exact_distance(metric, x.fill(i, 1), 0, y.fill(i, 1), 0);
+      for (int64_t i = task * kRowsATask; i < std::min(rows.count, (task + 1) * kRowsATask); ++i) {
+        out[i] = exact_distance(metric, x.fill(i, 1), 0, y.fill(i, 1), 0);
       }
     }
   });
-  return out;
 }
 
-}  // namespace
-
-STABLE_TORCH_LIBRARY_IMPL(alkernels, CPU, m) {
-  m.impl("lower_distances", TORCH_BOX(&lower_distances_cpu));
-  m.impl("paired_distances", TORCH_BOX(&paired_distances_cpu));
-}
-
-}  // namespace alkernels
+}  // namespace alkernels::cpu

@@ -17,80 +17,6 @@
 
 namespace alkernels {
 
-// A pool, a labelled set or a block of centres as the caller passes it: one tensor, or two for outer products.
-struct Rows {
-  RowSource factor[kMaxFactors];
-  int factors = 1;
-  int64_t count = 0;
-  bool wide = false;  // any float64: compute in float64
-
-  int64_t width() const { return factor[0].width + (factors == 2 ? factor[1].width : 0); }
-};
-
-inline RowSource row_source(const Tensor& t, const char* op, const char* name) {
-  check_matrix(t, op, name);
-  Element element;
-  switch (t.scalar_type()) {
-    case ScalarType::Half:
-      element = Element::kFloat16;
-      break;
-    case ScalarType::BFloat16:
-      element = Element::kBFloat16;
-      break;
-    case ScalarType::Float:
-      element = Element::kFloat32;
-      break;
-    case ScalarType::Double:
-      element = Element::kFloat64;
-      break;
-    default:
-      STD_TORCH_CHECK(false, op, ": ", name, " must be float16, bfloat16, float32 or float64, got ",
-                      torch::headeronly::toString(t.scalar_type()));
-  }
-  STD_TORCH_CHECK(t.size(1) > 0, op, ": ", name, " must have at least one column");
-  return {t.const_data_ptr(), element, t.size(0), t.size(1), t.stride(0), t.stride(1)};
-}
-
-inline Rows rows_of(const Tensor& first, const std::optional<Tensor>& second, Metric metric, const char* op,
-                    const char* name) {
-  Rows rows;
-  rows.factor[0] = row_source(first, op, name);
-  rows.count = first.size(0);
-  STD_TORCH_CHECK((metric == Metric::kOuter) == second.has_value(), op, ": ", name,
-                  " must be two tensors for the outer-product metric and one for the others");
-  if (second) {
-    rows.factors = 2;
-    rows.factor[1] = row_source(*second, op, name);
-    STD_TORCH_CHECK(second->size(0) == rows.count, op, ": the two factors of ", name, " must have as many rows, got ",
-                    rows.count, " and ", second->size(0));
-  }
-  for (int f = 0; f < rows.factors; ++f) rows.wide |= rows.factor[f].element == Element::kFloat64;
-  rows.wide |= metric == Metric::kSymmetricKl;  // logarithms are large beside the divergences that matter
-  return rows;
-}
-
-inline void check_alike(const Rows& rows, const Rows& others, const char* op, const char* name) {
-  for (int f = 0; f < rows.factors; ++f) {
-    STD_TORCH_CHECK(rows.factor[f].width == others.factor[f].width, op, ": ", name, " must be as wide as rows, got ",
-                    others.factor[f].width, " and ", rows.factor[f].width);
-  }
-}
-
-inline Metric metric_of(int64_t value, const char* op) {
-  STD_TORCH_CHECK(value >= 0 && value <= 3, op, ": metric must be 0, 1, 2 or 3, got ", value);
-  return static_cast<Metric>(value);
-}
-
-inline const double* shift_of(const std::optional<Tensor>& shift, const Rows& rows, const char* op) {
-  if (!shift) return nullptr;
-  check_vector(*shift, ScalarType::Double, rows.factor[0].width, op, "shift");
-  return shift->const_data_ptr<double>();
-}
-
-// Stands for the logarithm of a probability of zero. Its square, and so a row's squared length, is infinite: such rows
-// are measured one by one.
-constexpr double kLogOfZero = -1e300;
-
 // Some consecutive rows, packed. Owns its memory; fill() may be called again for other rows.
 template <typename T>
 class PackedTile {
@@ -374,9 +300,6 @@ inline double exact_distance(Metric metric, const PackedRows<double>& x, int64_t
   return tile.squared_difference(a, b, x.stride[0]);
 }
 
-// Squares below this have lost digits to underflow in float32.
-constexpr double kTinySquare = 1e-36;
-
 // How far n_i + n_j - 2 * product may be from the truth when computed in T, as a share of n_i + n_j: multiples of the
 // unit rounding error, above what the worst data gave (all summands of one sign and size, where roundings add up along
 // a run of 32 features, a span of 16 runs and the spans). tests/test_error_bound.py holds it against float64.
@@ -389,22 +312,5 @@ double error_share(const Rows& rows, Metric metric) {
   }
   return multiples * static_cast<double>(std::numeric_limits<T>::epsilon()) / 2;
 }
-
-// The same for the nearest of all centres, given that it is at most sqrt(d2) away: by the triangle inequality its norm
-// is then at most |x| + sqrt(d2), however large the norms of others are.
-inline double error_bound(double share, double norm, double d2, double largest_norm) {
-  return share * (norm + std::min(largest_norm, norm + d2 + 2 * std::sqrt(norm * d2))) + kTinySquare;
-}
-
-// Whether error_bound holds: symmetric KL has no triangle.
-inline bool has_triangle(Metric metric) { return metric != Metric::kSymmetricKl; }
-
-// Norms up to this leave room for sums and products in T; rows or centres beyond it are measured in float64.
-template <typename T>
-constexpr double kLargestNorm = static_cast<double>(std::numeric_limits<T>::max()) / 8;
-
-// A distance computed in T is good enough where its error bound is below this share of the largest squared distance:
-// errors E <= 1e-5 * max d2 keep every pick's distance within 1e-5 of the best.
-constexpr double kTolerance = 1e-5;
 
 }  // namespace alkernels

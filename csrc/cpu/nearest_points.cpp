@@ -6,9 +6,9 @@
 // only that decides. Traffic: queries and lists once, the packed points once a tile of queries from L2 or beyond.
 #include "nearest.h"
 
-#include <torch/csrc/stable/library.h>
+#include "device.h"
 
-namespace alkernels {
+namespace alkernels::cpu {
 namespace {
 
 // A thread's queries at work (merge_nearest).
@@ -72,22 +72,13 @@ void nearest(const Rows& queries, const Rows& points, const double* shift, Metri
   });
 }
 
-void nearest_points_cpu(Tensor queries, Tensor points, std::optional<Tensor> shift, int64_t metric_code,
-                        int64_t first_point, bool wide, Tensor values, Tensor indices) {
-  constexpr const char* kOp = "nearest_points";
-  const Metric metric = metric_of(metric_code, kOp);
-  const Rows left = rows_of(queries, std::nullopt, metric, kOp, "queries");
-  const Rows right = rows_of(points, std::nullopt, metric, kOp, "points");
-  check_alike(left, right, kOp, "points");
-  check_lists(values, indices, left.count, kOp);
-  const int64_t k = values.size(1);
-  if (left.count == 0 || right.count == 0 || k == 0) return;
-  (wide ? nearest<double> : nearest<float>)(left, right, shift_of(shift, left, kOp), metric, first_point, k,
-                                            values.mutable_data_ptr<double>(), indices.mutable_data_ptr<int64_t>());
-}
-
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(alkernels, CPU, m) { m.impl("nearest_points", TORCH_BOX(&nearest_points_cpu)); }
+void nearest_points(const Rows& queries, const Rows& points, const double* shift, Metric metric, int64_t first_point,
+                    bool wide, const Lists& lists, const Device&) {
+  if (queries.count == 0 || points.count == 0 || lists.k == 0) return;
+  (wide ? nearest<double> : nearest<float>)(queries, points, shift, metric, first_point, lists.k, lists.values,
+                                            lists.indices);
+}
 
-}  // namespace alkernels
+}  // namespace alkernels::cpu

@@ -11,11 +11,11 @@
 // their supports as bits, looked at only for rows of q with zeros.
 //
 // divergences writes all pairs; nearest_divergences keeps each row's k smallest (or largest) and stores no others.
-#include <torch/csrc/stable/library.h>
-
 #include "nearest.h"
 
-namespace alkernels {
+#include "device.h"
+
+namespace alkernels::cpu {
 namespace {
 
 // All pairs are written as the product gives them while their error is bounded by this share of the value.
@@ -314,45 +314,22 @@ void nearest(const Rows& p, const Rows& q, bool log_input, bool largest, int64_t
                    [&](int64_t capacity) { return typename Divergences<T>::Tile(all, capacity); });
 }
 
-Rows distributions_of(const Tensor& t, const char* op, const char* name) {
-  return rows_of(t, std::nullopt, Metric::kEuclidean, op, name);
-}
+}  // namespace
 
-void divergences_cpu(Tensor p, Tensor q, bool log_input, Tensor out) {
-  constexpr const char* kOp = "divergences";
-  const Rows left = distributions_of(p, kOp, "p"), right = distributions_of(q, kOp, "q");
-  check_alike(left, right, kOp, "q");
-  STD_TORCH_CHECK(out.dim() == 2 && out.size(0) == left.count && out.size(1) == right.count && out.stride(1) == 1, kOp,
-                  ": out must be [rows of p, rows of q] with rows in one piece");
-  const ScalarType type = out.scalar_type();
-  STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double, kOp,
-                  ": out must be float32 or float64, got ", torch::headeronly::toString(type));
-  if (left.count == 0 || right.count == 0) return;
-  if (type == ScalarType::Double) {
-    all_pairs<double>(left, right, log_input, out.mutable_data_ptr<double>(), out.stride(0));
+void divergences(const Rows& p, const Rows& q, bool log_input, bool wide, void* out, int64_t ld, const Device&) {
+  if (p.count == 0 || q.count == 0) return;
+  if (wide) {
+    all_pairs<double>(p, q, log_input, static_cast<double*>(out), ld);
   } else {
-    all_pairs<float>(left, right, log_input, out.mutable_data_ptr<float>(), out.stride(0));
+    all_pairs<float>(p, q, log_input, static_cast<float*>(out), ld);
   }
 }
 
-void nearest_divergences_cpu(Tensor p, Tensor q, bool log_input, bool largest, int64_t first_row, Tensor values,
-                             Tensor indices) {
-  constexpr const char* kOp = "nearest_divergences";
-  const Rows left = distributions_of(p, kOp, "p"), right = distributions_of(q, kOp, "q");
-  check_alike(left, right, kOp, "q");
-  check_lists(values, indices, left.count, kOp);
-  const int64_t k = values.size(1);
-  if (left.count == 0 || right.count == 0 || k == 0) return;
-  (left.wide || right.wide ? nearest<double> : nearest<float>)(left, right, log_input, largest, first_row, k,
-                                                               values.mutable_data_ptr<double>(),
-                                                               indices.mutable_data_ptr<int64_t>());
+void nearest_divergences(const Rows& p, const Rows& q, bool log_input, bool largest, int64_t first_row,
+                         const Lists& lists, const Device&) {
+  if (p.count == 0 || q.count == 0 || lists.k == 0) return;
+  (p.wide || q.wide ? nearest<double> : nearest<float>)(p, q, log_input, largest, first_row, lists.k, lists.values,
+                                                        lists.indices);
 }
 
-}  // namespace
-
-STABLE_TORCH_LIBRARY_IMPL(alkernels, CPU, m) {
-  m.impl("divergences", TORCH_BOX(&divergences_cpu));
-  m.impl("nearest_divergences", TORCH_BOX(&nearest_divergences_cpu));
-}
-
-}  // namespace alkernels
+}  // namespace alkernels::cpu

@@ -16,23 +16,9 @@
 
 #include <cstdint>
 
+#include "../../common/rows.h"
+
 namespace alkernels {
-
-enum class Metric : int64_t { kEuclidean = 0, kCosine = 1, kOuter = 2, kSymmetricKl = 3 };
-
-enum class Element { kFloat16, kBFloat16, kFloat32, kFloat64 };
-
-// Rows as they lie in the caller's memory. Strides are in elements.
-struct RowSource {
-  const void* data = nullptr;
-  Element element = Element::kFloat32;
-  int64_t rows = 0;
-  int64_t width = 0;
-  int64_t row_stride = 0;
-  int64_t column_stride = 0;
-};
-
-constexpr int kMaxFactors = 2;
 
 // Packed rows: for each factor a row-major [rows, stride] array, zero-padded from width to stride, and n of each row:
 // the squared length of its product of factors, but for symmetric KL. Rounding errors go with the squared length.

@@ -9,21 +9,10 @@
 // row_sums.in.cpp implements this header and is compiled once per instruction set; distance_tile.cpp picks one.
 #pragma once
 
+#include "../../common/similarity.h"
 #include "distance_tile.h"
 
 namespace alkernels {
-
-enum class Similarity : int64_t { kCosine = 0, kRbf = 1, kTophat = 2 };
-
-// A similarity as a function of the squared distance d2 (cosine: of rows of length one, a row of zeros at d2 = 2 from
-// all). Exact with factor 1 and slack 0; chosen a little larger, it bounds the similarity from above.
-template <typename T>
-struct SimilarityOf {
-  Similarity kind;
-  T range;   // rbf: 1 / h^2; tophat: h^2
-  T factor;  // the result is (what the definition says) * factor + slack
-  T slack;
-};
 
 template <typename T>
 struct RowSums {
