@@ -10,6 +10,8 @@
 #endif
 
 #include <cuda_runtime_api.h>
+// not <cmath> alone: as in CUDA, sqrt of a float without std:: is a float, and there is an isnan
+#include <math.h>
 #include <vector_functions.h>
 
 #include <algorithm>
@@ -273,6 +275,8 @@ inline float fast_log2(float a) { return std::log2(a); }
 #define __expf(x) (::alk_emu::fast_exp(x))
 #define __logf(x) (::alk_emu::fast_log(x))
 #define __log2f(x) (::alk_emu::fast_log2(x))
+
+[[noreturn]] inline void __trap() { throw ::alk_emu::Error("CUDA emulation: __trap"); }
 
 // ---- runtime: engine.cpp defines what cuda_runtime_api.h declares; kernels' names need a template on top ----
 
