@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
-# Runs the op tests on the CUDA kernels, emulated on the CPU: in the threads' plain order, in others, and under the address
-# and undefined-behaviour sanitizers. Needs CUDA's headers alone; where no toolkit is, pip brings them.
-#   PYTHON=path/to/python tests/emulate.sh [pytest arguments]     with arguments: these, in plain order only
+# Runs the op tests on the CUDA kernels, emulated on the CPU: in the threads' plain order, in others, under the address and
+# undefined-behaviour sanitizers, and under a race detector. Needs CUDA's headers alone; where no toolkit is, pip brings them.
+#   PYTHON=path/to/python tests/emulate.sh [pytest arguments]     with arguments: these, in one way
+#   BUILD=emulation|emulation-sanitize|emulation-races            that way; plain unless told
+#   ALK_EMU_ORDER=forward|reverse|random:SEED
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-.venv/bin/python}
@@ -20,28 +22,35 @@ if [ -z "$headers" ]; then
   done
 fi
 
-# build FOLDER [cmake arguments]
+# build FOLDER
 build() {
-  local folder=$PWD/build/$1
-  shift
-  cmake -S . -B "$folder" -G Ninja -DALKERNELS_EMULATION=ON -DALKERNELS_WERROR=ON -DCUDA_HEADERS="$headers" \
-    -DPython_EXECUTABLE="$PYTHON" -DALKERNELS_OUTPUT="$folder/out" "$@" >/dev/null
+  local folder=$PWD/build/$1 sanitize=
+  case $1 in
+    emulation-sanitize) sanitize=address,undefined ;;
+    emulation-races) sanitize=thread ;;
+  esac
+  cmake -S . -B "$folder" -G Ninja -DALKERNELS_EMULATION=ON -DALKERNELS_WERROR=ON -DALKERNELS_SANITIZE=$sanitize \
+    -DCUDA_HEADERS="$headers" -DPython_EXECUTABLE="$PYTHON" -DALKERNELS_OUTPUT="$folder/out" >/dev/null
   cmake --build "$folder" --target alkernels_emulated emulation_self_test
   ctest --test-dir "$folder" --output-on-failure --progress | tail -4
 }
 
-# run ORDER LIBRARY-FOLDER pytest-arguments
+# run FOLDER ORDER pytest-arguments
 run() {
-  local order=$1 folder=$2
+  local folder=$1 order=$2 preload=
   shift 2
-  ALK_EMU_ORDER=$order ALKERNELS_EMULATED=$PWD/build/$folder/emulation/libalkernels_emulated.so \
+  # Python itself is not instrumented: the runtime is preloaded, and its leaks are its own.
+  if [ "$folder" = emulation-sanitize ]; then
+    preload="$(g++ -print-file-name=libasan.so) $(g++ -print-file-name=libstdc++.so)"
+  fi
+  LD_PRELOAD=$preload ASAN_OPTIONS=detect_leaks=0 ALK_EMU_ORDER=$order \
+    ALKERNELS_EMULATED=$PWD/build/$folder/emulation/libalkernels_emulated.so \
     "$PYTHON" -m pytest -p no:cacheprovider --kernels=emulated "$@"
 }
 
-step "build, and the emulation's own tests"
-build emulation
 if [ $# -gt 0 ]; then
-  run "${ALK_EMU_ORDER:-forward}" emulation "$@"
+  build "${BUILD:-emulation}"
+  run "${BUILD:-emulation}" "${ALK_EMU_ORDER:-forward}" "$@"
   exit
 fi
 
@@ -50,27 +59,31 @@ all=(tests/test_{k_center_greedy,kmeans_plusplus,error_bound,batchbald,greedy_co
 leave_out="not law and not cost and not knows and not wide and not progress and not memory and not compile"
 # in other orders and under the sanitizers: what meets every path of the kernels
 few="($leave_out) and (integers or layouts or dtypes or error)"
+# the race detector is twenty times slower still
+fewer="$few and not 2300 and not 700 and not level_zero"
+
+step "build, and the emulation's own tests"
+build emulation
 
 # Two at a time: the emulation takes one core.
 export OMP_NUM_THREADS=1
-mkdir -p build
 (
   for order in reverse random:1; do
     step "order $order"
-    run $order emulation -q "${all[@]}" -k "$few"
+    run emulation $order -q "${all[@]}" -k "$few"
   done
-  step "sanitizers: build, and the emulation's own tests"
-  build emulation-sanitize -DALKERNELS_SANITIZE=address,undefined
-  step "sanitizers: tests"
-  # Python itself is not instrumented: the runtime is preloaded, and its leaks are its own.
-  export LD_PRELOAD="$(g++ -print-file-name=libasan.so) $(g++ -print-file-name=libstdc++.so)"
-  ASAN_OPTIONS=detect_leaks=0 run forward emulation-sanitize -q "${all[@]}" -k "$few"
+  step "sanitizers"
+  build emulation-sanitize
+  run emulation-sanitize forward -q "${all[@]}" -k "$few"
+  step "races"
+  build emulation-races
+  run emulation-races forward -q "${all[@]}" -k "$fewer"
 ) >build/emulate.log 2>&1 &
 others=$!
 
 failed=0
 step "plain order"
-run forward emulation -q "${all[@]}" -k "$leave_out" || failed=1
+run emulation forward -q "${all[@]}" -k "$leave_out" || failed=1
 wait $others || failed=1
 cat build/emulate.log
 step "done"

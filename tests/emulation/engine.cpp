@@ -26,8 +26,14 @@
 #ifndef ALK_EMU_ASAN
 #define ALK_EMU_ASAN 0
 #endif
+#ifndef ALK_EMU_RACES
+#define ALK_EMU_RACES 0
+#endif
 #if ALK_EMU_ASAN
 #include <sanitizer/common_interface_defs.h>
+#endif
+#if ALK_EMU_RACES
+#include "races.h"
 #endif
 #ifndef __x86_64__
 #include <ucontext.h>
@@ -56,7 +62,7 @@ struct Fiber : Thread {
 #endif
   [[maybe_unused]] void* fake_stack = nullptr;
   State state = State::kDone;
-  bool started = false;
+  bool started = false, fenced = false;
   int line = 0;  // where it waits
   // the warp operation in progress
   WarpOp op = WarpOp::kSync;
@@ -78,7 +84,10 @@ struct Shared {
 struct Block {
   unsigned threads = 0;  // the first so many of the pool
   std::vector<int> order;
+  unsigned long long rank = 0;
   unsigned waiting = 0;
+  unsigned barriers = 0, warp_syncs[32] = {};  // passed
+  bool acquired = false;
   std::vector<Shared> variables;
   size_t static_bytes = 0;
   Memory dynamic;
@@ -99,6 +108,8 @@ void (*kernel_body)(void*) = nullptr;
 void* kernel_context = nullptr;
 const char* kernel_name = "";
 std::string failure;
+[[maybe_unused]] uint32_t launches = 0;
+std::vector<bool> fenced_blocks;
 [[maybe_unused]] const void* scheduler_stack = nullptr;
 [[maybe_unused]] size_t scheduler_stack_size = 0;
 
@@ -227,6 +238,9 @@ Memory new_shared(size_t bytes) {
   void* memory = nullptr;
   if (posix_memalign(&memory, 128, bytes) != 0) fail("no memory for shared memory");
   std::memset(memory, 0xFF, bytes);  // what is read before it is written is a NaN
+#if ALK_EMU_RACES
+  forget(memory, bytes);
+#endif
   return Memory(memory);
 }
 
@@ -257,6 +271,7 @@ bool complete_group(unsigned warp, const Fiber& first) {
     }
     f.state = State::kReady;
   }
+  if (first.op == WarpOp::kSync) ++block->warp_syncs[warp];
   return true;
 }
 
@@ -286,6 +301,7 @@ bool unblock() {
 
 void run_block(Block& here, unsigned long long rank, size_t shared_bytes, const Order& order) {
   block = &here;
+  here.rank = rank;
   here.threads = block_size.x * block_size.y * block_size.z;
   put_in_order(here.order, here.threads, order, static_cast<unsigned>(rank));
   if (shared_bytes) here.dynamic = new_shared(shared_bytes);
@@ -298,7 +314,7 @@ void run_block(Block& here, unsigned long long rank, size_t shared_bytes, const 
         make_uint3(static_cast<unsigned>(rank % grid_size.x), static_cast<unsigned>(rank / grid_size.x % grid_size.y),
                    static_cast<unsigned>(rank / grid_size.x / grid_size.y));
     f->state = State::kReady;
-    f->started = false;
+    f->started = f->fenced = false;
     prepare(f);
   }
   unsigned pass = 0;
@@ -340,6 +356,7 @@ void syncthreads(int line) {
   }
   if (++block->waiting < block->threads) return wait(State::kAtBarrier, line);
   block->waiting = 0;
+  ++block->barriers;
   for (unsigned i = 0; i < block->threads; ++i) {
     if (pool[i]->state == State::kAtBarrier) pool[i]->state = State::kReady;
   }
@@ -378,6 +395,26 @@ void* dyn_shared() {
   return block->dynamic.get();
 }
 
+#if ALK_EMU_RACES
+bool place_of(const void* address, Place& place) {
+  const auto* at = static_cast<const char*>(address);
+  // another thread of the process may run the launching function's code, which is instrumented too
+  if (!inside || running == nullptr || running == &scheduler || !failure.empty()) return false;
+  if (at >= running->stack && at < running->stack + kStack) return false;
+  place = {launches,        static_cast<uint32_t>(block->rank),    running->rank,
+           block->barriers, block->warp_syncs[running->rank / 32], block->acquired};
+  return true;
+}
+void acquire() { block->acquired = block->acquired || running->fenced; }
+bool released(uint32_t rank) { return fenced_blocks[rank]; }
+// The compiler takes it that its calls throw nothing: the thread goes on to where it waits or ends.
+void report(const std::string& what) { failure = std::string("CUDA emulation, kernel ") + kernel_name + ": " + what; }
+void fence() {
+  running->fenced = true;
+  fenced_blocks[block->rank] = true;
+}
+#endif
+
 void run(const char* name, const void* kernel, dim3 grid, dim3 threads, size_t shared_bytes, void (*body)(void*),
          void* context) {
   if (inside) fail("launch inside a kernel");
@@ -410,6 +447,8 @@ void run(const char* name, const void* kernel, dim3 grid, dim3 threads, size_t s
   kernel_context = context;
   const Order order = order_asked();
   const size_t blocks = size_t{grid.x} * grid.y * grid.z;
+  ++launches;
+  fenced_blocks.assign(blocks, false);
   std::vector<int> ranks;
   put_in_order(ranks, blocks, order, 12345u);
   for (const int rank : ranks) {

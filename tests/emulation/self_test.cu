@@ -24,7 +24,9 @@ enum class Bug {
   kSharedOverrun,
   kGlobalOverrun,
   kUninitialized,
-  kNoReduction
+  kNoReduction,
+  kNoAtomic,
+  kNoFence
 };
 
 constexpr int kTile = 64;
@@ -117,8 +119,38 @@ __global__ void add_up(int* sums) {
   if (kBug == Bug::kNoReduction) {
     sums[blockIdx.x] = static_cast<int>(blockIdx.x) + (blockIdx.x > 0 ? sums[blockIdx.x - 1] : 0);
   } else {
-    for (unsigned b = blockIdx.x; b < gridDim.x; ++b) atomicAdd(&sums[b], static_cast<int>(blockIdx.x));
+    for (unsigned b = blockIdx.x; b < gridDim.x; ++b) {
+      if (kBug == Bug::kNoAtomic) {
+        sums[b] += static_cast<int>(blockIdx.x);
+      } else {
+        atomicAdd(&sums[b], static_cast<int>(blockIdx.x));
+      }
+    }
   }
+}
+
+// the last block to come adds up what all have left
+template <Bug kBug>
+__global__ void last_adds_up(int* parts, unsigned* ticket, int* sum) {
+  ALK_SHARED(bool, last, );
+  if (threadIdx.x == 0) {
+    parts[blockIdx.x] = static_cast<int>(blockIdx.x);
+    if (kBug != Bug::kNoFence) __threadfence();
+    last = atomicInc(ticket, gridDim.x - 1) == gridDim.x - 1;
+  }
+  __syncthreads();
+  if (!last) return;
+  const int mine = threadIdx.x < gridDim.x ? parts[threadIdx.x] : 0;
+  if (mine) atomicAdd(sum, mine);
+}
+
+template <Bug kBug>
+bool last_is_right() {
+  std::vector<int> parts(10);
+  unsigned ticket = 0;
+  int sum = 0;
+  ALK_LAUNCH(last_adds_up<kBug>, 10, 32, 0, nullptr, parts.data(), &ticket, &sum);
+  return sum == 45 && ticket == 0;
 }
 
 template <Bug kBug>
@@ -128,25 +160,34 @@ bool sums_are_right() {
   return sums[9] == 45;
 }
 
+template <Bug kBug>
 __global__ void count(const int* values, int n, int bins, int* counts) {
   ALK_DYNAMIC_SHARED(memory);
   int* mine = reinterpret_cast<int*>(memory);
   for (int b = threadIdx.x; b < bins; b += blockDim.x) mine[b] = 0;
   __syncthreads();
-  for (int i = threadIdx.x; i < n; i += blockDim.x) atomicAdd(&mine[values[i]], 1);
+  for (int i = threadIdx.x; i < n; i += blockDim.x) {
+    if (kBug == Bug::kNoAtomic) {
+      ++mine[values[i]];
+    } else {
+      atomicAdd(&mine[values[i]], 1);
+    }
+  }
   __syncthreads();
   for (int b = threadIdx.x; b < bins; b += blockDim.x) counts[b] = mine[b];
 }
 
+template <Bug kBug>
 bool counts_are_right(bool raise_limit) {
-  const int n = 500, bins = 20000;
+  const int n = 500, bins = kBug == Bug::kNoAtomic ? 100 : 20000;
   std::vector<int> values(n), counts(bins), expected(bins);
   for (int i = 0; i < n; ++i) ++expected[values[i] = i * 7919 % bins];
   const int bytes = bins * static_cast<int>(sizeof(int));
-  if (raise_limit && cudaFuncSetAttribute(count, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes) != cudaSuccess) {
+  if (raise_limit &&
+      cudaFuncSetAttribute(count<kBug>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes) != cudaSuccess) {
     return false;
   }
-  ALK_LAUNCH(count, 1, 96, bytes, nullptr, values.data(), n, bins, counts.data());
+  ALK_LAUNCH(count<kBug>, 1, 96, bytes, nullptr, values.data(), n, bins, counts.data());
   return counts == expected;
 }
 
@@ -167,7 +208,7 @@ bool run(const std::string& name) {
   if (name == "clean") {
     return tiles_are_right<Bug::kNone>() && tiles_are_right<Bug::kNone, __half>(__half2float) &&
            tiles_are_right<Bug::kNone, __nv_bfloat16>(__bfloat162float) && largest_is_right() &&
-           counts_are_right(true) && sums_are_right<Bug::kNone>();
+           counts_are_right<Bug::kNone>(true) && sums_are_right<Bug::kNone>() && last_is_right<Bug::kNone>();
   }
   if (name == "no-barrier-before-read") return tiles_are_right<Bug::kNoBarrierBeforeRead>();
   if (name == "no-barrier-before-write") return tiles_are_right<Bug::kNoBarrierBeforeWrite>();
@@ -177,7 +218,10 @@ bool run(const std::string& name) {
   if (name == "global-overrun") return tiles_are_right<Bug::kGlobalOverrun>();
   if (name == "uninitialized") return tiles_are_right<Bug::kUninitialized>();
   if (name == "no-reduction") return sums_are_right<Bug::kNoReduction>();
-  if (name == "limit-not-raised") return counts_are_right(false);
+  if (name == "no-atomic") return sums_are_right<Bug::kNoAtomic>();
+  if (name == "no-atomic-in-shared") return counts_are_right<Bug::kNoAtomic>(true);
+  if (name == "no-fence") return last_is_right<Bug::kNoFence>();
+  if (name == "limit-not-raised") return counts_are_right<Bug::kNone>(false);
   std::vector<float> out(32);
   if (name == "too-much-static") {
     ALK_LAUNCH(too_much_static, 1, 32, 0, nullptr, out.data());

@@ -98,9 +98,21 @@ __forceinline__ To bits_of(From from) {
   return to;
 }
 
+// The race detector sees atomics and fences.
+#ifdef ALK_EMU_RACES
+void atomic_access(const void* address, size_t bytes);
+void fence();
+#define ALK_UNSEEN __attribute__((noinline, no_sanitize("thread")))
+#else
+inline void atomic_access(const void*, size_t) {}
+inline void fence() {}
+#define ALK_UNSEEN
+#endif
+
 // One thread of the process runs all CUDA threads, and none gives way inside: a plain read and write is atomic.
 template <typename T, typename F>
-__forceinline__ T exchange(T* address, F f) {
+ALK_UNSEEN inline T exchange(T* address, F f) {
+  atomic_access(address, sizeof(T));
   const T old = *address;
   *address = f(old);
   return old;
@@ -156,7 +168,7 @@ inline T __shfl_xor_sync(unsigned mask, T value, int with, int width = 32, ALK_A
 #undef ALK_AT
 
 // Threads run one after the other: what one wrote, all see.
-inline void __threadfence() {}
+inline void __threadfence() { ::alk_emu::fence(); }
 inline void __threadfence_block() {}
 
 // ---- atomics, for the types that CUDA has them for ----
