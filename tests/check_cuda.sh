@@ -18,6 +18,7 @@ fi
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-.venv/bin/python}
 export PATH="$(dirname "$PYTHON"):$PATH"
+PYTHON=$(realpath -s "$(command -v "$PYTHON")")
 if [ -n "${CUDA_HOME-}" ]; then nvcc=$CUDA_HOME/bin/nvcc; else nvcc=$(command -v nvcc || true); fi
 if [ ! -x "$nvcc" ]; then
   echo "check_cuda: skipped, no nvcc in CUDA_HOME or on PATH"
@@ -26,7 +27,7 @@ fi
 
 folder=$PWD/build/check-cuda
 cmake -S . -B "$folder" -G Ninja -DALKERNELS_CUDA=ON -DALKERNELS_CUDA_RESOURCES=ON -DALKERNELS_WERROR=ON \
-  -DPython_EXECUTABLE="$(command -v "$PYTHON")" -DALKERNELS_OUTPUT="$folder/check" -DCMAKE_CUDA_COMPILER="$nvcc" \
+  -DPython_EXECUTABLE="$PYTHON" -DALKERNELS_OUTPUT="$folder/check" -DCMAKE_CUDA_COMPILER="$nvcc" \
   -DCMAKE_CUDA_COMPILER_LAUNCHER="bash;$PWD/tests/check_cuda.sh;compile" >/dev/null
 cmake --build "$folder" --target alkernels_cuda
 "$PYTHON" tests/cuda_resources.py "$folder"/CMakeFiles/alkernels_cuda.dir/csrc/cuda/*.log

@@ -8,7 +8,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-.venv/bin/python}
 export PATH="$(dirname "$PYTHON"):$PATH"
-PYTHON=$(command -v "$PYTHON")
+PYTHON=$(realpath -s "$(command -v "$PYTHON")")
 step() { printf '\n-- %s (%d s)\n' "$1" "$SECONDS"; }
 
 headers=
