@@ -13,7 +13,7 @@ else
 endif
 PIP := $(PY) -m pip --disable-pip-version-check
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench check-cuda emulate clean
 
 demo: .setup-demo
 	$(PY) -m alkernels demo
@@ -25,10 +25,16 @@ lint: .setup-test .setup-lint
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
-	$(PY) -c 'import sys, clang_format; sys.exit(clang_format.clang_format())' --dry-run --Werror $$(git ls-files 'csrc/*.cpp' 'csrc/*.h')
+	$(PY) -c 'import sys, clang_format; sys.exit(clang_format.clang_format())' --dry-run --Werror $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'tests/*.cpp' 'tests/*.h')
 
 bench: .setup-bench
 	$(PY) -m pytest benchmarks
+
+check-cuda: .setup-test
+	PYTHON="$(PY)" tests/check_cuda.sh
+
+emulate: .setup-test
+	PYTHON="$(PY)" tests/emulate.sh
 
 # No build isolation: torch is installed once, and the extension is compiled against that one.
 .setup-%: FORCE

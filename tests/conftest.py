@@ -1,6 +1,14 @@
-"""Shared by all tests: devices, seeds, and distances from the definition in float64."""
+"""Shared by all tests: kernels and devices, seeds, and distances from the definition in float64.
+
+``--kernels=emulated`` runs what the tests give to the CPU on the CUDA kernels as tests/emulation builds them, and
+``--kernels=cuda`` on the GPU; the tests are the same.
+"""
 
 from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +17,98 @@ import torch
 import alkernels as alk
 
 DEVICES = ["cpu"] + (["cuda"] if alk.has_cuda_kernels() and torch.cuda.is_available() else [])
+CUDA_OPS = {
+    "conditional_entropy",
+    "coverage_gains",
+    "divergences",
+    "draw_by_weight",
+    "k_center_block",
+    "kmeans_plusplus_block",
+    "lower_distances",
+    "nearest_divergences",
+    "nearest_points",
+    "paired_distances",
+    "raise_covered",
+    "top_candidates",
+}
+_LIBRARY = Path(__file__).parents[1] / "build" / "emulation" / "emulation" / "libalkernels_emulated.so"
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--kernels",
+        choices=["cpu", "emulated", "cuda"],
+        default=os.environ.get("ALKERNELS_TEST_KERNELS", "cpu"),
+        help="what runs the ops on CPU tensors: their own kernels, or those for CUDA, emulated or on the GPU",
+    )
+
+
+def pytest_configure(config):
+    kernels = config.getoption("--kernels")
+    if kernels == "cpu":
+        return
+    if kernels == "emulated":
+        library = Path(os.environ.get("ALKERNELS_EMULATED", _LIBRARY))
+        if alk.has_cuda_kernels():
+            raise pytest.UsageError("--kernels=emulated needs an installation without CUDA kernels of its own")
+        if not library.exists():
+            raise pytest.UsageError(f"--kernels=emulated: no {library}; tests/emulate.sh builds it")
+        torch.ops.load_library(library)
+    elif not (alk.has_cuda_kernels() and torch.cuda.is_available()):
+        raise pytest.UsageError("--kernels=cuda needs a GPU and an installation with CUDA kernels")
+    config.alkernels_redirected = _redirect(_emulated if kernels == "emulated" else _on_gpu)
+
+
+def pytest_report_header(config):
+    kernels = config.getoption("--kernels")
+    if kernels == "cpu":
+        return f"kernels: cpu ({alk.build_info()['cpu_capability']})"
+    names = config.alkernels_redirected[1]
+    order = f", order {os.environ.get('ALK_EMU_ORDER', 'forward')}" if kernels == "emulated" else ""
+    which = "all" if len(names) == len(CUDA_OPS) else ", ".join(names)
+    return f"kernels: {kernels}{order}, {len(names)} of {len(CUDA_OPS)} ops: {which}"
+
+
+def _redirect(kernel_for):
+    """Gives CPU tensors to the ops' CUDA kernels; the registrations last as long as the library that comes back."""
+    names = sorted(
+        name
+        for name in CUDA_OPS
+        if torch._C._dispatch_has_kernel_for_dispatch_key(f"alkernels::{name}", torch._C.DispatchKey.CUDA)
+    )
+    missing = CUDA_OPS.difference(names)
+    if missing and not os.environ.get("ALKERNELS_TEST_PARTIAL"):
+        raise pytest.UsageError(f"no CUDA kernels for {', '.join(sorted(missing))}; ALKERNELS_TEST_PARTIAL=1 goes on")
+    library = torch.library.Library("alkernels", "IMPL")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"(?s).*[Oo]verrid")
+        for name in names:
+            library.impl(name, kernel_for(getattr(torch.ops.alkernels, name).default), "CPU", allow_override=True)
+    return library, names
+
+
+def _emulated(op):
+    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+    return lambda *args, **kwargs: op.redispatch(keys, *args, **kwargs)
+
+
+def _on_gpu(op):
+    written = [i for i, a in enumerate(op._schema.arguments) if a.alias_info is not None and a.alias_info.is_write]
+
+    def moved(value, device):
+        if isinstance(value, torch.Tensor):
+            return value.to(device)
+        return tuple(moved(v, device) for v in value) if isinstance(value, (tuple, list)) else value
+
+    def call(*args):
+        there = [moved(a, "cuda") for a in args]
+        result = op(*there)
+        for i in written:
+            if i < len(args) and args[i] is not None:
+                args[i].copy_(there[i])
+        return moved(result, "cpu")
+
+    return call
 
 
 @pytest.fixture(params=DEVICES)
