@@ -20,8 +20,14 @@ wanted() { [[ ,$only, == *,$1,* ]]; }
 has() { "$PYTHON" -c "import $1" 2>/dev/null; }
 # part NAME SECONDS COMMAND...: runs under a limit, its output in a log; the last lines are shown where it fails.
 part() {
-  local name=$1 limit=$2 began=$SECONDS
+  local name=$1 limit=$2 began=$SECONDS left=$((470 - SECONDS))
   shift 2
+  limit=$((limit < left ? limit : left))
+  if [ $limit -lt 5 ]; then
+    echo "$name: FAILED, no time left"
+    failed+=("$name")
+    return 1
+  fi
   printf '\n== %s (limit %d s, %d s so far)\n' "$name" "$limit" "$SECONDS"
   timeout -s INT -k 10 "$limit" "$@" >"$logs/$name.log" 2>&1
   local status=$?
@@ -46,7 +52,7 @@ else
 fi
 
 if wanted build; then
-  part build 200 "$PYTHON" setup.py build_ext --inplace
+  part build 180 "$PYTHON" setup.py build_ext --inplace
   "$PYTHON" -c 'import alkernels as alk; print(alk.build_info())' || failed+=(import)
 fi
 
@@ -56,7 +62,7 @@ if wanted tests; then
   [ $jobs -gt 1 ] && has xdist && workers=(-n $jobs)
   cache=(-q -p no:cacheprovider)
   export OMP_NUM_THREADS=$((jobs > 1 ? 2 : $(nproc)))
-  part tests-devices 100 "$PYTHON" -m pytest "${cache[@]}" "${workers[@]}" tests/test_devices.py tests/test_streaming.py
+  part tests-devices 80 "$PYTHON" -m pytest "${cache[@]}" "${workers[@]}" tests/test_devices.py tests/test_streaming.py
   tail -n 1 "$logs/tests-devices.log"
   if [ $kernels = cuda ]; then
     files=()
@@ -65,7 +71,7 @@ if wanted tests; then
       if [ -n "$missing" ]; then echo "left out: tests/test_$name.py, which needs $missing"; else files+=("tests/test_$name.py"); fi
     done
     # (host memory is the GPU driver's, too; compiled functions are slow to make, and the same on every device)
-    [ ${#files[@]} -gt 0 ] && part tests-redirected 150 "$PYTHON" -m pytest "${cache[@]}" "${workers[@]}" --kernels=cuda \
+    [ ${#files[@]} -gt 0 ] && part tests-redirected 120 "$PYTHON" -m pytest "${cache[@]}" "${workers[@]}" --kernels=cuda \
       "${files[@]}" -k "not memory and not compile"
     tail -n 1 "$logs/tests-redirected.log"
   fi
@@ -92,9 +98,7 @@ fi
 
 if wanted bench; then
   if [ $kernels = cuda ]; then
-    left=$((470 - SECONDS))
-    [ $left -lt 30 ] && left=30
-    part bench $left "$PYTHON" benchmarks/gpu.py --budget $((left - 15))
+    part bench 470 "$PYTHON" benchmarks/gpu.py --budget $((455 - SECONDS))
   else
     part bench 60 "$PYTHON" benchmarks/gpu.py --device cpu --small
   fi

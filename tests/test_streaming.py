@@ -12,7 +12,13 @@ import torch
 import alkernels as alk
 from alkernels import _streaming
 from alkernels._inputs import Pool, check_labeled, check_pool
+from alkernels._probabilities import Probabilities
 from alkernels._streaming import HostSource, check_target, explain_memory, move, read_ahead
+from alkernels.ops import batchbald, joint_entropy
+from alkernels.ops import greedy_coverage as coverage
+from alkernels.ops import k_center_greedy as k_center
+from alkernels.ops import kmeans_plusplus as kmeans
+from alkernels.ops import pairwise_kl as kl
 
 GPU = alk.has_cuda_kernels() and torch.cuda.is_available()
 
@@ -304,6 +310,52 @@ def test_a_pool_is_walked_as_on_the_host(kind, share, simulated, monkeypatch, tm
     assert type(there.out(index)) is type(here.out(index))
 
 
+@pytest.mark.parametrize("slot", [100, 5000])
+def test_ops_take_any_tiles(slot, simulated, monkeypatch, rng):
+    """What the ops' loops find does not depend on where a streamed pool is cut."""
+    monkeypatch.setattr(_streaming, "SHARE", 0.0)
+    monkeypatch.setattr(_streaming, "BYTES_A_SLOT", slot)
+    x = torch.randint(-8, 9, (300, 7), generator=rng).float()
+    a, known = x[:, :3].contiguous(), torch.randint(-8, 9, (40, 7), generator=rng).float()
+    probs = torch.rand(60, 4, 5, generator=rng).softmax(-1)
+
+    def here(rows, name="features", dims=2):
+        return Pool(rows, name, dims)
+
+    def there(rows, name="features", dims=2):
+        pool = Pool(rows, name, dims, device="cuda")
+        assert pool.streamed
+        return pool
+
+    def centers(pool, op, *args):
+        run = op.select(*args, track=True, progress=False)
+        return run.indices, run.state.distances(), run.state.nearest
+
+    def results(pool):
+        def covered():
+            return coverage.Coverage(
+                pool(x), 2, 9.5, torch.ones(300).double(), torch.zeros(300).double(), pool(known, "labeled")
+            )
+
+        draws = Probabilities(pool(probs, "probs", 3), "probs", 3, False)
+        draws.check()
+        sides = [Probabilities(pool(probs[:, i].contiguous(), n), n, 2, False) for i, n in enumerate("pq")]
+        return [
+            *centers(pool, k_center, pool(x), 50, pool(known, "labeled"), None, "euclidean", None),
+            *centers(pool, k_center, pool((a, x)), 50, None, 3, "outer", None),
+            *centers(pool, kmeans, pool(x), 50, None, None, 0),
+            *coverage.select(covered(), 20, None, progress=False),
+            *batchbald.select(draws, 4, joint_entropy.Configurations(draws, 1000, 1000, 0), progress=False),
+            kl._full(*sides, False),
+            *kl._top(*sides, 3, False, False),
+            kl._mean(*sides),
+            kl._gathered(*sides, torch.arange(120).view(60, 2) % 60, "q"),
+        ]
+
+    for streamed, whole in zip(results(there), results(here), strict=True):
+        torch.testing.assert_close(streamed, whole, rtol=1e-4, atol=1e-7)  # what is promised of all pairs
+
+
 def test_a_bad_row_is_named_as_on_the_host(simulated, monkeypatch):
     monkeypatch.setattr(_streaming, "SHARE", 0.0)
     monkeypatch.setattr(_streaming, "BYTES_A_SLOT", 64)
@@ -403,7 +455,7 @@ def test_streamed_pools_on_a_gpu(share, slot, rng, monkeypatch):
     plain = alk.k_center_greedy(x, 300, start=0, return_distances=True)
     for rows in (x, x.numpy(), x.double()):
         pool = check_pool(rows, device="cuda")
-        run = alk.ops.k_center_greedy.select(pool, 300, None, 0, "euclidean", None, track=True, progress=False)
+        run = k_center.select(pool, 300, None, 0, "euclidean", None, track=True, progress=False)
         picks = pool.out(run.indices)
         assert isinstance(picks, np.ndarray) == isinstance(rows, np.ndarray)
         assert torch.equal(torch.as_tensor(picks), plain.indices)
