@@ -213,8 +213,8 @@ class Pool:
         The arrays' dimensions: 3 for rows that are matrices (draws by classes).
     device : torch.device or str, optional
         The CUDA device to work on rows in host memory with. They are copied to it once where they take up to 0.6 of its
-        free memory, and otherwise streamed: read ahead tile by tile, as often as they are walked. Rows that are on it
-        already stay as they are.
+        free memory, and otherwise streamed: read ahead tile by tile, as often as they are walked, through 256 MB of its
+        memory and as much pinned host memory. Rows that are on it already stay as they are.
 
     Attributes
     ----------

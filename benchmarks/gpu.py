@@ -201,7 +201,7 @@ def plain_coverage(x: torch.Tensor, k: int) -> Selection:
 
 def same_scores(rtol: float) -> Callable[[Any, Any], None]:
     def check(ours: Any, theirs: Any) -> None:
-        a, b = ours.scores.double(), theirs.scores.double()
+        a, b = ours.scores.double().cpu(), theirs.scores.double().cpu()
         n = min(len(a), len(b))
         torch.testing.assert_close(b[:n], a[:n], rtol=rtol, atol=1e-3)
 
@@ -570,7 +570,7 @@ def smoke(device: str) -> list[str]:
             for ours, theirs in zip(found, expected, strict=True):
                 assert ours.device.type == device, f"on {ours.device}"
                 if ours.is_floating_point():
-                    torch.testing.assert_close(ours.cpu(), theirs, rtol=1e-4, atol=2e-6)
+                    torch.testing.assert_close(ours.cpu(), theirs, rtol=2e-4, atol=2e-6)
                 else:
                     assert torch.equal(ours.cpu(), theirs), "other indices"
             print(f"  {name}: as on the CPU", flush=True)

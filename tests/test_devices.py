@@ -129,6 +129,8 @@ CALLS = {
         lambda t: divergences(t["p"], t["q"]).gather(1, t["near"]),
     ),
 }
+# how far apart two devices may be: all pairs are each within 1e-4 of their own value
+BETWEEN = {"kl": 2e-4}
 
 
 def to(t, device, dtype=None):
@@ -155,7 +157,7 @@ def test_equals_the_twin_and_the_cpu(name, dtype, rng, device):
     found = ours(to(exact, device, dtype))
     assert_same(found, twin(to(exact, "cpu", torch.float64)), device)
     if device != "cpu":
-        assert_same(found, ours(to(exact, "cpu", dtype)), device, rtol=1e-5)
+        assert_same(found, ours(to(exact, "cpu", dtype)), device, rtol=BETWEEN.get(name, 1e-5))
 
 
 @pytest.mark.parametrize("layout", ["transposed", "every third column", "every other row", "offset", "expanded"])
@@ -349,7 +351,7 @@ def test_another_stream(name, rng, device):
             v.copy_(ready[n])
         found = ours(late)
         stream.synchronize()
-    assert_same(found, expected, device, rtol=1e-5)
+    assert_same(found, expected, device, rtol=BETWEEN.get(name, 1e-5))
 
 
 @pytest.mark.skipif(not GPU or torch.cuda.device_count() < 2, reason="needs two GPUs")
