@@ -12,6 +12,8 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import torch
 
+from alkernels._streaming import CudaStreams, HostSource, Source, check_target, move, read_ahead
+
 Array: TypeAlias = "torch.Tensor | np.ndarray"
 # One array, or a pair whose rows stand for their outer products.
 RowsLike: TypeAlias = "Array | tuple[Array, Array]"
@@ -209,9 +211,22 @@ class Pool:
         The argument's name, for errors.
     dims : int, default 2
         The arrays' dimensions: 3 for rows that are matrices (draws by classes).
+    device : torch.device or str, optional
+        The CUDA device to work on rows in host memory with. They are copied to it once where they take up to 0.6 of its
+        free memory, and otherwise streamed: read ahead tile by tile, as often as they are walked, through 256 MB of its
+        memory and as much pinned host memory. Rows that are on it already stay as they are.
+
+    Attributes
+    ----------
+    device : torch.device
+        Where tiles and gathered rows are.
+    target : torch.device or None
+        The parameter, checked: what further pools of the same call are to be given.
+    streamed : bool
     """
 
-    def __init__(self, rows: RowsLike, name: str, dims: int = 2) -> None:
+    def __init__(self, rows: RowsLike, name: str, dims: int = 2, *, device: torch.device | str | None = None) -> None:
+        self.sources: list[Source]
         if isinstance(rows, (tuple, list)) and len(rows) == 2 and not np.isscalar(rows[0]):
             self.sources = [_source(rows[0], f"{name}[0]", dims), _source(rows[1], f"{name}[1]", dims)]
             self.numpy = all(isinstance(r, np.ndarray) for r in rows)
@@ -222,15 +237,36 @@ class Pool:
         lengths = [s.shape[0] for s in self.sources]
         if len(set(lengths)) > 1:
             raise ValueError(f"the two factors of {name} must have as many rows, got {lengths[0]} and {lengths[1]}")
+        self.count = int(lengths[0])
+        self.mapped = any(isinstance(s, _ArraySource) and s.map is not None for s in self.sources)
+        self.target = None if device is None else check_target(device)
+        self.to_host = self.streamed = False
+        if self.target is not None:
+            self._take_to(self.target)
         devices = {s.device for s in self.sources}
         if len(devices) > 1:
             raise ValueError(
                 f"the two factors of {name} must be on one device, got {' and '.join(sorted(map(str, devices)))}"
             )
-        self.count = int(lengths[0])
         self.widths = [int(np.prod(s.shape[1:])) for s in self.sources]
         self.device = self.sources[0].device
-        self.mapped = any(isinstance(s, _ArraySource) and s.map is not None for s in self.sources)
+
+    def _take_to(self, target: torch.device) -> None:
+        for source in self.sources:
+            if source.device not in (target, torch.device("cpu")):
+                raise ValueError(f"{self.name} must be in host memory or on {target} (device), got {source.device}")
+        host = [s for s in self.sources if s.device != target]
+        self.to_host = len(host) == len(self.sources)
+        if not host:
+            return
+        # one factor on the device already: the other follows it, as rows are handed out
+        whole = move(host, self.count, target) if self.to_host else None
+        if whole is not None:
+            self.sources = [_TensorSource(t, self.name) for t in whole]
+        else:
+            self.sources = [s if s.device == target else HostSource(s, target) for s in self.sources]
+            self.streamed = self.to_host
+        self.mapped = False  # nobody else reads the file
 
     def tile(self, begin: int, end: int) -> Factors:
         return tuple(s.tile(begin, end) for s in self.sources)
@@ -239,7 +275,14 @@ class Pool:
         return tuple(s.gather(rows) for s in self.sources)
 
     def tiles(self, size: int) -> Iterator[tuple[int, int, Factors]]:
-        """Tiles of up to `size` rows, in order; a memory map's pages are let go behind each."""
+        """Tiles of up to `size` rows, in order; a memory map's pages are let go behind each.
+
+        Of a streamed pool each tile is overwritten once the next is asked for.
+        """
+        if self.streamed:
+            host = [s.host for s in self.sources if isinstance(s, HostSource)]
+            yield from read_ahead(host, self.count, size, CudaStreams(self.device))
+            return
         for begin in range(0, self.count, size):
             end = min(begin + size, self.count)
             yield begin, end, self.tile(begin, end)
@@ -249,7 +292,8 @@ class Pool:
     def check_finite(self) -> float:
         """Raises a ValueError that names the first NaN or infinity, if there is one; returns the largest magnitude."""
         largest = 0.0
-        for begin, _, factors in self.tiles(max(1, (1 << 20) // sum(self.widths))):
+        numbers = 1 << (20 if self.device.type == "cpu" else 24)  # on a GPU each tile costs a few launches and waits
+        for begin, _, factors in self.tiles(max(1, numbers // sum(self.widths))):
             for f, factor in enumerate(factors):
                 bad = ~torch.isfinite(factor)
                 if bad.any():
@@ -262,7 +306,8 @@ class Pool:
         return largest
 
     def out(self, tensor: torch.Tensor) -> Array:
-        """A result as the caller's kind of array."""
+        """A result as the caller's kind of array, where the caller's rows are."""
+        tensor = tensor.cpu() if self.to_host else tensor
         return tensor.numpy() if self.numpy else tensor
 
 
@@ -279,7 +324,7 @@ def check_labeled(labeled: RowsLike | None, pool: Pool) -> Pool | None:
     """The labelled set as a Pool that fits `pool`; None where it is missing or empty."""
     if labeled is None:
         return None
-    rows = Pool(labeled, "labeled")
+    rows = Pool(labeled, "labeled", device=pool.target)
     if rows.widths != pool.widths:
         raise ValueError(f"labeled must be as wide as {pool.name}, got width {_widths(rows)} and {_widths(pool)}")
     if rows.device != pool.device:
@@ -390,15 +435,17 @@ def check_device(pool: Pool) -> None:
         return
     from alkernels._load import has_cuda_kernels
 
-    if pool.device.type != "cuda" or not has_cuda_kernels():
+    if pool.device.type != "cuda":
+        raise ValueError(f"{pool.name} is on {pool.device}, and kernels are for the CPU and CUDA devices only")
+    if not has_cuda_kernels():
         raise ValueError(
             f"{pool.name} is on {pool.device}, and this build of alkernels has kernels for the CPU only; "
             f"pass {pool.name}.cpu()"
         )
 
 
-def check_pool(features: RowsLike) -> Pool:
-    pool = Pool(features, "features")
+def check_pool(features: RowsLike, device: torch.device | str | None = None) -> Pool:
+    pool = Pool(features, "features", device=device)
     if pool.count == 0:
         raise ValueError(
             "features must have at least one row, got shape " + " and ".join(str(tuple(s.shape)) for s in pool.sources)
