@@ -56,21 +56,21 @@ __global__ void __launch_bounds__(kThreads, 2)
   ALK_SHARED(Shares<Tile>, shares, );
 #pragma unroll
   for (int c = 0; c < kEach; ++c) shares[Tile::ty()][Tile::column(c)] = 0;
-  for (int row0 = 0; row0 < count; row0 += Tile::kRows) {
+  // two sets of masses in turn: nobody writes the one that others may still read
+  ALK_SHARED(T, masses, [2][Tile::kRows]);
+  int set = 0;
+  for (int row0 = 0; row0 < count; row0 += Tile::kRows, set ^= 1) {
+    const int own = static_cast<int>(threadIdx.x);
+    if (own < Tile::kRows) masses[set][own] = row0 + own < count ? static_cast<T>(mass[first + row0 + own]) : T(0);
     typename Tile::Products q;
     double unused = 0;
     tile.template multiply<false>(weights, first + row0, probs, column0, weights.source.width, 0, q, unused);
-    T w[kEach];
-#pragma unroll
-    for (int r = 0; r < kEach; ++r) {
-      const int row = row0 + Tile::row(r);
-      w[r] = row < count ? static_cast<T>(mass[first + row]) : T(0);
-    }
 #pragma unroll
     for (int c = 0; c < kEach; ++c) {
       T of_rows = 0;
 #pragma unroll
-      for (int r = 0; r < kEach; ++r) of_rows -= q[r][c] == 0 ? T(0) : w[r] * (q[r][c] * log(q[r][c]));
+      for (int r = 0; r < kEach; ++r)
+        of_rows -= q[r][c] == 0 ? T(0) : masses[set][Tile::row(r)] * (q[r][c] * log(q[r][c]));
       shares[Tile::ty()][Tile::column(c)] += static_cast<double>(of_rows);
     }
   }

@@ -107,7 +107,7 @@ class ProductTile {
     for (int k = 0; k < depth; k += kDepth) {
       const bool more = k + kDepth < depth;
       if (more) load(k + kDepth);
-#pragma unroll
+#pragma unroll 2  // more would not fit in registers
       for (int i = 0; i < kDepth; ++i) {
         alignas(16) T x[kRowsEach];
         alignas(16) T y[kColumnsEach];

@@ -89,10 +89,9 @@ struct RowLoader {
     switch (row.element) {
       case Element::kFloat16: {
         const uint2 bits = *reinterpret_cast<const uint2*>(static_cast<const __half*>(row.data) + at);
-        const __half2 low = *reinterpret_cast<const __half2*>(&bits.x);
-        const __half2 high = *reinterpret_cast<const __half2*>(&bits.y);
-        out[0] = static_cast<T>(__low2float(low)), out[1] = static_cast<T>(__high2float(low));
-        out[2] = static_cast<T>(__low2float(high)), out[3] = static_cast<T>(__high2float(high));
+        const auto half = [](unsigned x) { return static_cast<T>(__half2float(__ushort_as_half(static_cast<unsigned short>(x)))); };
+        out[0] = half(bits.x), out[1] = half(bits.x >> 16);
+        out[2] = half(bits.y), out[3] = half(bits.y >> 16);
         break;
       }
       case Element::kBFloat16: {  // the upper half of a float
