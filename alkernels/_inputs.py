@@ -20,8 +20,10 @@ RowsLike: TypeAlias = "Array | tuple[Array, Array]"
 # The same rows as tensors: one factor, or two.
 Factors: TypeAlias = tuple[torch.Tensor, ...]
 
-# One call of a kernel takes about this many operations (0.05 to 0.5 s), so that Ctrl-C is noticed between calls.
-OPERATIONS_A_CALL = 1.5e10
+# One call of a kernel takes about this many operations (0.05 to 0.5 s), so that Ctrl-C is noticed between calls. On a GPU
+# it takes so many times as many, and so many times the memory.
+_OPERATIONS_A_CALL = 1.5e10
+_GPU_OPERATIONS, _GPU_MEMORY = 300, 32
 
 # Features up to this leave room for squares and their sums in float32; larger ones are multiplied in float64.
 LARGEST_NARROW = 1e15
@@ -29,6 +31,22 @@ LARGEST_NARROW = 1e15
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _WELCOME = "float16, bfloat16, float32 or float64"
 _NUMPY_DTYPES = {np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.float64)}
+
+
+def operations_a_call(device: torch.device) -> float:
+    """How many operations one call of a kernel takes."""
+    return _OPERATIONS_A_CALL * (1 if device.type == "cpu" else _GPU_OPERATIONS)
+
+
+def bytes_a_call(device: torch.device, on_cpu: int) -> int:
+    """How much memory one call may hold, where `on_cpu` bytes are right for a CPU and its caches."""
+    return on_cpu * (1 if device.type == "cpu" else _GPU_MEMORY)
+
+
+def not_compiled(device: Any) -> None:
+    """Refuses what an op call that torch.compile traces has no room for."""
+    if device is not None:
+        raise ValueError(f"device must be None inside torch.compile, got {device!r}")
 
 
 class Selection(NamedTuple):

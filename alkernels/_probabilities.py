@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from alkernels._inputs import Array, Pool, check_device
+from alkernels._inputs import Array, Pool, bytes_a_call, check_device
 
 # How far from 1 a distribution may sum. What is further off is no rounding, and is refused rather than renormalised.
 SUM_TOLERANCE = 1e-3
@@ -26,10 +26,20 @@ class Probabilities:
         2 or 3.
     log_input : bool
         The array holds natural logarithms of probabilities.
+    device : torch.device or str, optional
+        As for :class:`Pool`.
     """
 
-    def __init__(self, array: Array | Pool, name: str, dims: int, log_input: bool) -> None:
-        self.pool = array if isinstance(array, Pool) else Pool(array, name, dims)
+    def __init__(
+        self,
+        array: Array | Pool,
+        name: str,
+        dims: int,
+        log_input: bool,
+        *,
+        device: torch.device | str | None = None,
+    ) -> None:
+        self.pool = array if isinstance(array, Pool) else Pool(array, name, dims, device=device)
         if len(self.pool.sources) > 1:
             raise TypeError(f"{name} must be one array, got a pair")
         check_device(self.pool)
@@ -37,7 +47,7 @@ class Probabilities:
         self.count, self.shape, self.device = self.pool.count, self.pool.sources[0].shape, self.pool.device
         # float32 products where the input is no wider: float16 and bfloat16 are widened
         self.dtype = torch.promote_types(self.pool.sources[0].dtype, torch.float32)
-        self.rows_a_tile = max(1, _BYTES_A_TILE // (8 * self.pool.widths[0]))
+        self.rows_a_tile = max(1, bytes_a_call(self.device, _BYTES_A_TILE) // (8 * self.pool.widths[0]))
 
     @property
     def whole(self) -> torch.Tensor:

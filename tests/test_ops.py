@@ -36,6 +36,7 @@ def samples():
     rows = p[:, 0].contiguous()
     learned = [r.clone().requires_grad_() for r in (rows, rows[:9])]
     into_q, into_p = torch.arange(100).view(50, 2) % 9, torch.arange(27).view(9, 3) * 7 % 50
+    level = torch.tensor([0.1], dtype=torch.float64)
     best = [torch.full((50, 4), torch.inf, dtype=torch.float64), torch.full((50, 4), -1)]
     return {
         "k_center_greedy": (ops.k_center_greedy, (x, None, 7), {"start": 3}),
@@ -56,7 +57,7 @@ def samples():
         ),
         "paired_distances": (ops.paired_distances, (x, None, x.flip(0), None, 1), {}),
         "top_candidates": (ops.top_candidates, (d2, 9), {}),
-        "k_center_block": (ops.k_center_block, (x, None, shift, 0, order.values, order.indices, 0.1, 0.1, 5), {}),
+        "k_center_block": (ops.k_center_block, (x, None, shift, 0, order.values, order.indices, level, level, 5), {}),
         "draw_by_weight": (ops.draw_by_weight, (d2, u), {}),
         "joint_entropy": (ops.joint_entropy, (p, p[:2]), {}),
         "joint_entropy sampled": (
@@ -94,7 +95,7 @@ def samples():
             (x.half(), x[:3].clone(), None, 0, 1.0, False, torch.zeros_like(d2)),
             {},
         ),
-        "kmeans_plusplus_block": (ops.kmeans_plusplus_block, (x, None, shift, 0, d2, index, u, 0.1, 9), {}),
+        "kmeans_plusplus_block": (ops.kmeans_plusplus_block, (x, None, shift, 0, d2, index, u, level, 9), {}),
         "k_center_greedy symmetric KL": (
             ops.k_center_greedy,
             (rows, None, 7),

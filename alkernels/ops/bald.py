@@ -6,8 +6,9 @@ import math
 
 import torch
 
-from alkernels._inputs import Array
+from alkernels._inputs import Array, not_compiled
 from alkernels._probabilities import Probabilities
+from alkernels._streaming import explain_memory
 from alkernels.ops.joint_entropy import check_draws, conditional_entropy
 from alkernels.ops.selection import detached, library
 
@@ -15,7 +16,7 @@ from alkernels.ops.selection import detached, library
 _ROUNDING = 1e-14
 
 
-def bald(probs: Array, *, log_input: bool = False) -> Array:
+def bald(probs: Array, *, log_input: bool = False, device: torch.device | str | None = None) -> Array:
     """Mutual information of each row's label and the posterior draws.
 
     ``H((1/K) Σ_k p_k) - (1/K) Σ_k H(p_k)``: how much the draws disagree, between 0 and ``min(log C, log K)``.
@@ -27,6 +28,9 @@ def bald(probs: Array, *, log_input: bool = False) -> Array:
         ``numpy.memmap``.
     log_input : bool, default False
         `probs` holds natural logarithms of probabilities.
+    device : torch.device or str, optional
+        A CUDA device to work on probs in host memory with: copied to it once where it takes up to 0.6 of its free
+        memory, else streamed at each pass. Results come back to host memory. Default: where probs is.
 
     Returns
     -------
@@ -58,10 +62,12 @@ def bald(probs: Array, *, log_input: bool = False) -> Array:
     tensor([0.6931, 0.0000], dtype=torch.float64)
     """
     if torch.compiler.is_compiling():
+        not_compiled(device)
         return torch.ops.alkernels.bald(*detached(probs), log_input=log_input)
-    draws = check_draws(probs, "probs", log_input)
+    draws = check_draws(probs, "probs", log_input, device=device)
     draws.check()
-    return draws.pool.out(information(draws))
+    with explain_memory(draws.pool, "the scores", fewer=None):
+        return draws.pool.out(information(draws))
 
 
 def information(probs: Probabilities) -> torch.Tensor:
@@ -90,7 +96,9 @@ def _tiles(probs: Probabilities):  # type: ignore[no-untyped-def]
     return probs.tiles(torch.float64 if probs.log_input else None)
 
 
-def epig(probs: Array, target_probs: Array, *, log_input: bool = False) -> Array:
+def epig(
+    probs: Array, target_probs: Array, *, log_input: bool = False, device: torch.device | str | None = None
+) -> Array:
     """Mutual information of each row's label and the label of a target point, averaged over target points.
 
     ``H(y) + E[H(y*)] - E[H(y, y*)]``, the expected predictive information gain: what a label says about the
@@ -106,6 +114,9 @@ def epig(probs: Array, target_probs: Array, *, log_input: bool = False) -> Array
         draws.
     log_input : bool, default False
         Both hold natural logarithms of probabilities.
+    device : torch.device or str, optional
+        A CUDA device to work on arrays in host memory with: copied to it once where they take up to 0.6 of its free
+        memory, else streamed at each pass. Results come back to host memory. Default: where arrays are.
 
     Returns
     -------
@@ -138,8 +149,10 @@ def epig(probs: Array, target_probs: Array, *, log_input: bool = False) -> Array
     tensor([0.6931, 0.0000], dtype=torch.float64)
     """
     if torch.compiler.is_compiling():
+        not_compiled(device)
         return torch.ops.alkernels.epig(*detached(probs, target_probs), log_input=log_input)
-    draws, targets = check_draws(probs, "probs", log_input), check_draws(target_probs, "target_probs", log_input)
+    draws = check_draws(probs, "probs", log_input, device=device)
+    targets = check_draws(target_probs, "target_probs", log_input, device=device)
     if targets.shape[1] != draws.shape[1]:
         raise ValueError(f"target_probs must have as many draws as probs, got {targets.shape[1]} and {draws.shape[1]}")
     if targets.count == 0:
@@ -159,7 +172,8 @@ def epig(probs: Array, target_probs: Array, *, log_input: bool = False) -> Array
     rows /= mass.clamp(min=torch.finfo(torch.float64).tiny)[:, None]  # a label that no draw allows stays a row of zeros
     mass /= -mass[1:].sum()
     mass[0] = 1.0
-    scores = [conditional_entropy(tile, rows, mass, wide=True) for _, _, tile in _tiles(draws)]
+    with explain_memory(draws.pool, f"{targets.count} targets", fewer=None):
+        scores = [conditional_entropy(tile, rows, mass, wide=True) for _, _, tile in _tiles(draws)]
     return draws.pool.out(torch.cat([*scores, mass.new_empty(0)]).clamp_(min=0))
 
 

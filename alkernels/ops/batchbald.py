@@ -8,8 +8,9 @@ import warnings
 import torch
 from tqdm import tqdm
 
-from alkernels._inputs import Array, Selection, check_generator, check_integer
+from alkernels._inputs import Array, Selection, check_generator, check_integer, not_compiled
 from alkernels._probabilities import Probabilities
+from alkernels._streaming import explain_memory
 from alkernels.ops.bald import information, noise
 from alkernels.ops.joint_entropy import (
     MAX_CONFIGURATIONS,
@@ -40,6 +41,7 @@ def batchbald(
     max_configurations: int = MAX_CONFIGURATIONS,
     num_samples: int = NUM_SAMPLES,
     generator: torch.Generator | int | None = None,
+    device: torch.device | str | None = None,
     progress: bool = False,
 ) -> Selection:
     """Pick a batch whose labels together say the most about the posterior draws.
@@ -63,6 +65,9 @@ def batchbald(
         How many are sampled then: ``max(1, num_samples // K)`` from each draw.
     generator : torch.Generator or int, optional
         Draws the samples. Default: torch's global generator.
+    device : torch.device or str, optional
+        A CUDA device to work on probs in host memory with: copied to it once where it takes up to 0.6 of its free
+        memory, else streamed at each pass. Results come back to host memory. Default: where probs is.
     progress : bool, default False
         Show a progress bar (tqdm).
 
@@ -111,6 +116,7 @@ def batchbald(
     tensor([0, 2])
     """
     if torch.compiler.is_compiling():
+        not_compiled(device)
         return Selection(
             *torch.ops.alkernels.batchbald(
                 *detached(probs),
@@ -121,7 +127,7 @@ def batchbald(
                 seed=compiled_seed(generator),
             )
         )
-    draws = check_draws(probs, "probs", log_input)
+    draws = check_draws(probs, "probs", log_input, device=device)
     batch_size = check_integer(batch_size, "batch_size")
     if not 0 <= batch_size <= draws.count:
         raise ValueError(f"batch_size must be between 0 and {draws.count} (rows of probs), got {batch_size}")
@@ -129,9 +135,9 @@ def batchbald(
     check_positive(num_samples, "num_samples")
     check_generator(generator)
     draws.check()
-    picks, gains = select(
-        draws, batch_size, Configurations(draws, max_configurations, num_samples, generator), progress=progress
-    )
+    with explain_memory(draws.pool, f"{batch_size} picks", fewer="batch_size"):
+        configurations = Configurations(draws, max_configurations, num_samples, generator)
+        picks, gains = select(draws, batch_size, configurations, progress=progress)
     return Selection(draws.pool.out(picks), draws.pool.out(gains))
 
 

@@ -11,18 +11,21 @@ from tqdm import tqdm
 
 from alkernels._inputs import (
     LARGEST_NARROW,
-    OPERATIONS_A_CALL,
     Array,
     CoverageSelection,
     Pool,
     Selection,
+    bytes_a_call,
     check_integer,
     check_labeled,
     check_pool,
     check_rows,
     check_vector,
     largest_magnitude,
+    not_compiled,
+    operations_a_call,
 )
+from alkernels._streaming import explain_memory
 from alkernels.ops.lazy_greedy import LazyGreedy
 from alkernels.ops.running_distances import middle, rounding_share
 from alkernels.ops.selection import detached, library
@@ -49,6 +52,7 @@ def greedy_coverage(
     kernel: str = "cosine",
     bandwidth: float | None = None,
     return_covered: bool = False,
+    device: torch.device | str | None = None,
     progress: bool = False,
 ) -> Selection | CoverageSelection:
     """Pick `k` rows that together cover the pool: each pick adds the most weighted similarity.
@@ -79,6 +83,9 @@ def greedy_coverage(
         Above 0, in the unit of distances. Default: 1; cosine has none.
     return_covered : bool, default False
         Also return each row's similarity to the row that covers it best.
+    device : torch.device or str, optional
+        A CUDA device to work on features in host memory with: copied to it once where they take up to 0.6 of its free
+        memory, else streamed at each pass. Results come back to host memory. Default: where features are.
     progress : bool, default False
         Show a progress bar (tqdm).
 
@@ -117,6 +124,7 @@ def greedy_coverage(
     Selection(indices=tensor([1, 3]), scores=tensor([3., 1.], dtype=torch.float64))
     """
     if torch.compiler.is_compiling():
+        not_compiled(device)
         rows, worth, known, start = detached(features, weights, labeled, covered)
         out = torch.ops.alkernels.greedy_coverage(
             rows,
@@ -129,7 +137,7 @@ def greedy_coverage(
             bandwidth=bandwidth,
         )
         return CoverageSelection(*out) if return_covered else Selection(out[0], out[1])
-    pool = check_pool(features)
+    pool = check_pool(features, device)
     if len(pool.sources) > 1:
         raise TypeError("features must be one array, got a pair")
     similarity, width = check_kernel(kernel, bandwidth)
@@ -143,8 +151,9 @@ def greedy_coverage(
     start = torch.zeros(pool.count, dtype=torch.float64, device=pool.device)
     if covered is not None:
         start = check_vector(covered, "covered", pool)
-    coverage = Coverage(pool, similarity, width, worth, start, known)
-    picks, gains = select(coverage, k, may, progress=progress)
+    with explain_memory(pool, f"{k} picks"):
+        coverage = Coverage(pool, similarity, width, worth, start, known)
+        picks, gains = select(coverage, k, may, progress=progress)
     if return_covered:
         return CoverageSelection(pool.out(picks), pool.out(gains), pool.out(coverage.covered))
     return Selection(pool.out(picks), pool.out(gains))
@@ -188,8 +197,8 @@ class Coverage:
             self.refine = share * max(_largest_square(rows, shift) for rows in known) > _DOUBT * bandwidth**2
         # Tiles do not depend on what is asked of them: a gain is the same bits beside any other candidates.
         self.tile = max(1, _BYTES_A_TILE // (8 * pool.widths[0])) if pool.mapped else pool.count
-        numbers = pool.widths[0] * self.tile
-        self.block = max(8, min(1024, (1 << 20) // pool.widths[0], int(OPERATIONS_A_CALL / (2.0 * numbers))))
+        width, at_once = pool.widths[0], operations_a_call(pool.device) / (2.0 * pool.widths[0] * self.tile)
+        self.block = max(8, min(1024, bytes_a_call(pool.device, 1 << 20) // width, int(at_once)))
         if labeled is not None:
             for _, _, (tile,) in labeled.tiles(self.block):
                 self.add(tile)
@@ -226,7 +235,7 @@ class Coverage:
 def _largest_square(rows: Pool, shift: torch.Tensor) -> float:
     """The largest squared distance from the shift."""
     largest = 0.0
-    for _, _, (tile,) in rows.tiles(max(1, (_BYTES_A_TILE >> 2) // (8 * rows.widths[0]))):
+    for _, _, (tile,) in rows.tiles(max(1, bytes_a_call(rows.device, _BYTES_A_TILE >> 2) // (8 * rows.widths[0]))):
         largest = max(largest, float((tile.double() - shift).square_().sum(1).max()))
     return largest
 

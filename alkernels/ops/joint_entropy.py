@@ -6,8 +6,17 @@ import math
 
 import torch
 
-from alkernels._inputs import OPERATIONS_A_CALL, Array, check_generator, check_integer, seed_of
+from alkernels._inputs import (
+    Array,
+    bytes_a_call,
+    check_generator,
+    check_integer,
+    not_compiled,
+    operations_a_call,
+    seed_of,
+)
 from alkernels._probabilities import Probabilities
+from alkernels._streaming import explain_memory
 from alkernels.ops.selection import detached, library
 
 MAX_CONFIGURATIONS = 40_000
@@ -26,6 +35,7 @@ def joint_entropy(
     max_configurations: int = MAX_CONFIGURATIONS,
     num_samples: int = NUM_SAMPLES,
     generator: torch.Generator | int | None = None,
+    device: torch.device | str | None = None,
 ) -> Array:
     """Entropy of each row's label together with the labels of some chosen points.
 
@@ -48,6 +58,9 @@ def joint_entropy(
         How many are sampled then: ``max(1, num_samples // K)`` from each draw.
     generator : torch.Generator or int, optional
         Draws the samples. Default: torch's global generator.
+    device : torch.device or str, optional
+        A CUDA device to work on arrays in host memory with: copied to it once where they take up to 0.6 of its free
+        memory, else streamed at each pass. Results come back to host memory. Default: where arrays are.
 
     Returns
     -------
@@ -84,6 +97,7 @@ def joint_entropy(
     tensor([0.6931], dtype=torch.float64)
     """
     if torch.compiler.is_compiling():
+        not_compiled(device)
         return torch.ops.alkernels.joint_entropy(
             *detached(probs, chosen),
             log_input=log_input,
@@ -92,7 +106,7 @@ def joint_entropy(
             seed=compiled_seed(generator),
         )
     check_generator(generator)
-    candidates = check_draws(probs, "probs", log_input)
+    candidates = check_draws(probs, "probs", log_input, device=device)
     candidates.check()
     configurations = Configurations(
         candidates,
@@ -101,15 +115,18 @@ def joint_entropy(
         generator,
     )
     if chosen is not None:
-        points = check_draws(chosen, "chosen", log_input, like=candidates)
+        points = check_draws(chosen, "chosen", log_input, like=candidates, device=device)
         points.check()
         for _, _, tile in points.tiles(torch.float64):
             for point in tile:
                 configurations.add(point)
-    entropies = [
-        configurations.conditional_entropy(tile, wide=candidates.dtype == torch.float64)
-        for _, _, tile in candidates.tiles()
-    ]
+    with explain_memory(
+        candidates.pool, f"{len(configurations.mass)} label configurations", fewer="max_configurations"
+    ):
+        entropies = [
+            configurations.conditional_entropy(tile, wide=candidates.dtype == torch.float64)
+            for _, _, tile in candidates.tiles()
+        ]
     return candidates.pool.out(torch.cat([*entropies, configurations.mass.new_empty(0)]) + configurations.entropy)
 
 
@@ -181,7 +198,7 @@ class Configurations:
     def _enumerate(self, point: torch.Tensor) -> bool:
         """Splits each configuration by the point's label; False, and nothing done, where they become too many."""
         rows, labels, mass, count = [], [], [], 0
-        size = max(1, _ENTRIES // point.shape[1])
+        size = max(1, bytes_a_call(point.device, _ENTRIES) // point.shape[1])
         for first in range(0, len(self.mass), size):
             joint = self.mass[first : first + size, None] * (self.weights[first : first + size] @ point)
             row, label = (joint > _NEGLIGIBLE).nonzero(as_tuple=True)
@@ -217,14 +234,21 @@ class Configurations:
 def conditional_entropy(probs: torch.Tensor, weights: torch.Tensor, mass: torch.Tensor, *, wide: bool) -> torch.Tensor:
     """``-Σ_m mass[m] Σ_c q log q`` with ``q = weights[m] · probs[n, :, c]``, in calls that Ctrl-C can come between."""
     operations = 2.0 * weights.numel() * probs.shape[2]
-    size = max(1, int(OPERATIONS_A_CALL / operations))
+    size = max(1, int(operations_a_call(probs.device) / operations))
     parts = [torch.ops.alkernels.conditional_entropy(part, weights, mass, wide) for part in probs.split(size)]
     return torch.cat(parts) if parts else mass.new_empty(0)
 
 
-def check_draws(array: Array, name: str, log_input: bool, like: Probabilities | None = None) -> Probabilities:
+def check_draws(
+    array: Array,
+    name: str,
+    log_input: bool,
+    like: Probabilities | None = None,
+    *,
+    device: torch.device | str | None = None,
+) -> Probabilities:
     """Probabilities [N, K, C], not yet walked; of the shape and on the device of others."""
-    probs = Probabilities(array, name, 3, log_input)
+    probs = Probabilities(array, name, 3, log_input, device=device)
     if like is not None:
         if probs.shape[1:] != like.shape[1:]:
             raise ValueError(

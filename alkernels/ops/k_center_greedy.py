@@ -15,10 +15,12 @@ from alkernels._inputs import (
     check_metric,
     check_pool,
     check_start,
+    not_compiled,
     seed_of,
 )
 from alkernels._probabilities import Probabilities
-from alkernels.ops.running_distances import RunningDistances, pair
+from alkernels._streaming import explain_memory
+from alkernels.ops.running_distances import RunningDistances, pair, read
 from alkernels.ops.selection import Run, compiled, fake_selection, finished, first_centers, library, op_inputs, result
 
 METRICS = ("euclidean", "cosine", "symmetric_kl")
@@ -33,6 +35,7 @@ def k_center_greedy(
     metric: str = "euclidean",
     generator: torch.Generator | int | None = None,
     return_distances: bool = False,
+    device: torch.device | str | None = None,
     progress: bool = False,
 ) -> Selection | CoverSelection:
     """Pick `k` rows, each the farthest from the labelled set and all earlier picks.
@@ -60,6 +63,9 @@ def k_center_greedy(
         Draws the first pick where neither `labeled` nor `start` decides it. Default: torch's global generator.
     return_distances : bool, default False
         Also return each row's distance to its nearest centre, and which centre that is.
+    device : torch.device or str, optional
+        A CUDA device to work on features in host memory with: copied to it once where they take up to 0.6 of its free
+        memory, else streamed at each pass. Results come back to host memory. Default: where features are.
     progress : bool, default False
         Show a progress bar (tqdm).
 
@@ -100,12 +106,14 @@ def k_center_greedy(
     Selection(indices=tensor([0, 3, 1]), scores=tensor([inf, 6., 1.]))
     """
     if torch.compiler.is_compiling():
+        not_compiled(device)
         return compiled("k_center_greedy", features, k, labeled, start, generator, return_distances, metric=metric)
-    pool = check_pool(features)
+    pool = check_pool(features, device)
     metric = check_metric(metric, pool, METRICS)
     k, start, rows = check_k(k, pool), check_start(start, pool), check_labeled(labeled, pool)
-    run = select(pool, k, rows, start, metric, generator, track=return_distances, progress=progress)
-    return result(run, lambda squared: to_distance(squared, metric), return_distances)
+    with explain_memory(pool, f"{k} picks"):
+        run = select(pool, k, rows, start, metric, generator, track=return_distances, progress=progress)
+        return result(run, lambda squared: to_distance(squared, metric), return_distances)
 
 
 def to_distance(squared: torch.Tensor, metric: str) -> torch.Tensor:
@@ -143,16 +151,23 @@ def select(
             m = min(state.candidates(block), pool.count - made)
             while True:
                 values, rows = torch.ops.alkernels.top_candidates(state.d2, min(m + 1, pool.count))
-                bound = float(values[m]) if len(values) > m else -1.0  # of the rows outside; -1: all outside are picked
-                if not state.settle(max(bound, float(values[0]) / 4)):
+                # of the rows outside; -1: all outside are picked
+                bound = values[m:] if len(values) > m else values.new_full((1,), -1.0)
+                values, rows = values[:m], rows[:m]
+                level, doubtful = state.next_level(torch.maximum(bound, values[:1] / 4))
+                if pool.device.type == "cpu" and state.settle(*read(level, doubtful)):
+                    continue
+                positions, scores = torch.ops.alkernels.k_center_block(
+                    *pair(pool.gather(rows)), state.shift, state.metric, values, rows, bound, level, k - made
+                )
+                # the one thing that the host waits for: a GPU has played the block in the meantime, for nothing in the
+                # few cases where rows must be measured first
+                *known, count = read(level, doubtful, (positions >= 0).sum(dtype=torch.float64, dim=0, keepdim=True))
+                if not state.settle(*known):
                     break
-            values, rows = values[:m], rows[:m]
-            positions, values = torch.ops.alkernels.k_center_block(
-                *pair(pool.gather(rows)), state.shift, state.metric, values, rows, bound, state.level, k - made
-            )
-            block = int((positions >= 0).sum())
+            block = int(count)
             picks.append(rows[positions[:block]])
-            squared.append(values[:block])
+            squared.append(scores[:block])
             made += block
             state.add_picks(picks[-1], lower=made < k or track)
             bar.update(block)

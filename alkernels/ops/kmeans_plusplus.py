@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from tqdm import tqdm
 
@@ -15,9 +17,11 @@ from alkernels._inputs import (
     check_metric,
     check_pool,
     check_start,
+    not_compiled,
     seed_of,
 )
-from alkernels.ops.running_distances import RunningDistances, pair
+from alkernels._streaming import explain_memory
+from alkernels.ops.running_distances import RunningDistances, pair, read
 from alkernels.ops.selection import Run, compiled, fake_selection, finished, first_centers, library, op_inputs, result
 
 
@@ -29,6 +33,7 @@ def kmeans_plusplus(
     start: int | None = None,
     generator: torch.Generator | int | None = None,
     return_distances: bool = False,
+    device: torch.device | str | None = None,
     progress: bool = False,
 ) -> Selection | CoverSelection:
     """Draw `k` rows, each with probability proportional to its squared distance to the nearest centre so far.
@@ -51,6 +56,9 @@ def kmeans_plusplus(
         Makes all draws. Default: torch's global generator.
     return_distances : bool, default False
         Also return each row's squared distance to its nearest centre, and which centre that is.
+    device : torch.device or str, optional
+        A CUDA device to work on features in host memory with: copied to it once where they take up to 0.6 of its free
+        memory, else streamed at each pass. Results come back to host memory. Default: where features are.
     progress : bool, default False
         Show a progress bar (tqdm).
 
@@ -88,24 +96,20 @@ def kmeans_plusplus(
     tensor([0, 3])
     """
     if torch.compiler.is_compiling():
+        not_compiled(device)
         if not isinstance(generator, int):
             raise ValueError("generator must be an integer seed inside torch.compile")
         return compiled("kmeans_plusplus", features, k, labeled, start, generator, return_distances)
-    pool = check_pool(features)
+    pool = check_pool(features, device)
     k, start, rows = check_k(k, pool), check_start(start, pool), check_labeled(labeled, pool)
-    run = select(pool, k, rows, start, generator, track=return_distances, progress=progress)
-    return result(run, to_weight, return_distances)
+    with explain_memory(pool, f"{k} draws"):
+        run = select(pool, k, rows, start, generator, track=return_distances, progress=progress)
+        return result(run, to_weight, return_distances)
 
 
 def to_weight(squared: torch.Tensor) -> torch.Tensor:
     """The unit of the scores: squared distances as they are."""
     return squared
-
-
-def settle(state: RunningDistances) -> None:
-    """Makes weights of ten times the mean reliable, so that none is off by more than 1e-4 of the mean."""
-    while state.settle(10 * float(state.d2.clamp(min=0).mean())):
-        pass
 
 
 def select(
@@ -125,30 +129,40 @@ def select(
     made, block = len(picks), 32
     with tqdm(total=k, initial=made, desc="k-means++", unit="pick", disable=not progress) as bar:
         while made < k:
-            settle(state)
             # About twice as many proposals as the last block accepted, and no more than the rest may need.
             m = min(max(64, 2 * block), state.largest_block, 2 * (k - made) + 16)
             draws = torch.rand(2, m, dtype=torch.float64, generator=uniform).to(pool.device)
-            rows, total = torch.ops.alkernels.draw_by_weight(state.d2, draws[0])
-            if not torch.isfinite(total):
+            while True:
+                # weights of ten times the mean are reliable: none is off by more than 1e-4 of the mean
+                level, doubtful = state.next_level(10 * state.d2.clamp(min=0).mean().view(1))
+                if pool.device.type == "cpu" and state.settle(*read(level, doubtful)):
+                    continue
+                rows, weight = torch.ops.alkernels.draw_by_weight(state.d2, draws[0])
+                rows = rows.clamp_(min=0)  # of no weight at all: none is accepted
+                positions, values = torch.ops.alkernels.kmeans_plusplus_block(
+                    *pair(pool.gather(rows)),
+                    state.shift,
+                    state.metric,
+                    state.d2[rows].clamp_(min=0),
+                    rows,
+                    draws[1],
+                    level,
+                    k - made,
+                )
+                # the one thing that the host waits for (see k_center_greedy)
+                count = (positions >= 0).sum(dtype=torch.float64, dim=0, keepdim=True)
+                *known, total, accepted = read(level, doubtful, weight, count)
+                if not state.settle(*known):
+                    break
+            if not math.isfinite(total):
                 raise ValueError("features must have squared distances whose sum float64 can hold, got an overflow")
-            if float(total) == 0:  # every row left coincides with a centre
+            if total == 0:  # every row left coincides with a centre
                 picks.append((state.d2 >= 0).nonzero().flatten()[: k - made])
                 squared.append(torch.zeros(len(picks[-1]), dtype=torch.float64, device=pool.device))
                 state.add_picks(picks[-1], lower=False)
                 bar.update(len(picks[-1]))
                 break
-            positions, values = torch.ops.alkernels.kmeans_plusplus_block(
-                *pair(pool.gather(rows)),
-                state.shift,
-                state.metric,
-                state.d2[rows],
-                rows,
-                draws[1],
-                state.level,
-                k - made,
-            )
-            block = int((positions >= 0).sum())
+            block = int(accepted)
             picks.append(rows[positions[:block]])
             squared.append(values[:block])
             made += block

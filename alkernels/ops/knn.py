@@ -7,15 +7,18 @@ from tqdm import tqdm
 
 from alkernels._inputs import (
     LARGEST_NARROW,
-    OPERATIONS_A_CALL,
     Array,
     Neighbors,
     Pool,
+    bytes_a_call,
     check_device,
     check_integer,
     check_metric,
     largest_magnitude,
+    not_compiled,
+    operations_a_call,
 )
+from alkernels._streaming import explain_memory
 from alkernels.ops.k_center_greedy import to_distance
 from alkernels.ops.running_distances import METRICS, middle
 from alkernels.ops.selection import detached, library
@@ -31,6 +34,7 @@ def knn(
     k: int,
     *,
     metric: str = "euclidean",
+    device: torch.device | str | None = None,
     progress: bool = False,
 ) -> Neighbors:
     """The `k` points nearest to each query, exact, without the matrix of distances.
@@ -45,6 +49,9 @@ def knn(
         How many neighbours, ``0 <= k <= M``.
     metric : {"euclidean", "cosine"}, default "euclidean"
         ``cosine`` is ``1 - cos``; a row of zeros is at distance 1 from all others.
+    device : torch.device or str, optional
+        A CUDA device to work on arrays in host memory with: copied to it once where they take up to 0.6 of its free
+        memory, else streamed at each pass. Results come back to host memory. Default: where arrays are.
     progress : bool, default False
         Show a progress bar (tqdm).
 
@@ -76,8 +83,9 @@ def knn(
             [2, 1]])
     """
     if torch.compiler.is_compiling():
+        not_compiled(device)
         return Neighbors(*torch.ops.alkernels.knn(*detached(queries, points), k, metric=metric))
-    left, right = Pool(queries, "queries"), Pool(points, "points")
+    left, right = Pool(queries, "queries", device=device), Pool(points, "points", device=device)
     for pool in (left, right):
         if len(pool.sources) > 1:
             raise TypeError(f"{pool.name} must be one array, got a pair")
@@ -90,27 +98,34 @@ def knn(
     k = check_integer(k, "k")
     if not 0 <= k <= right.count:
         raise ValueError(f"k must be between 0 and {right.count} (rows of points), got {k}")
-    distances = torch.full((left.count, k), torch.inf, dtype=torch.float64, device=left.device)
-    indices = torch.full((left.count, k), -1, dtype=torch.int64, device=left.device)
+    with explain_memory(left, f"{left.count} lists of {k}", need=16 * left.count * k):
+        squared, indices = _nearest(left, right, k, metric, progress)
+        return Neighbors(left.out(to_distance(squared, metric)), left.out(indices))
+
+
+def _nearest(left: Pool, right: Pool, k: int, metric: str, progress: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    device = left.device
+    squared = torch.full((left.count, k), torch.inf, dtype=torch.float64, device=device)
+    indices = torch.full((left.count, k), -1, dtype=torch.int64, device=device)
     largest = max(map(largest_magnitude, (left, right)))
-    if k and left.count:
-        wide = largest >= LARGEST_NARROW or torch.float64 in (left.sources[0].dtype, right.sources[0].dtype)
-        shift = middle(right) if metric == "euclidean" else None
-        d = left.widths[0]
-        size = max(1, _BYTES_A_TILE // (16 * max(d, 16) + 24))
-        some = max(64, int(OPERATIONS_A_CALL / (2.0 * d * min(size, right.count))))
-        if left.mapped:
-            some = min(some, max(1, _BYTES_A_TILE // (8 * d)))
-        with tqdm(
-            total=left.count * right.count, desc="knn", unit="pair", unit_scale=True, disable=not progress
-        ) as bar:
-            for first, last, (block,) in right.tiles(size):
-                for begin, end, (tile,) in left.tiles(some):
-                    torch.ops.alkernels.nearest_points(
-                        tile, block, shift, METRICS[metric], first, wide, distances[begin:end], indices[begin:end]
-                    )
-                    bar.update((end - begin) * (last - first))
-    return Neighbors(left.out(to_distance(distances, metric)), left.out(indices))
+    if not k or not left.count:
+        return squared, indices
+    wide = largest >= LARGEST_NARROW or torch.float64 in (left.sources[0].dtype, right.sources[0].dtype)
+    shift = middle(right) if metric == "euclidean" else None
+    d, memory = left.widths[0], bytes_a_call(device, _BYTES_A_TILE)
+    size = max(1, memory // (16 * max(d, 16) + 24))
+    some = max(64, int(operations_a_call(device) / (2.0 * d * min(size, right.count))))
+    if left.mapped:
+        some = min(some, max(1, memory // (8 * d)))
+    total = left.count * right.count
+    with tqdm(total=total, desc="knn", unit="pair", unit_scale=True, disable=not progress) as bar:
+        for first, last, (block,) in right.tiles(size):
+            for begin, end, (tile,) in left.tiles(some):
+                torch.ops.alkernels.nearest_points(
+                    tile, block, shift, METRICS[metric], first, wide, squared[begin:end], indices[begin:end]
+                )
+                bar.update((end - begin) * (last - first))
+    return squared, indices
 
 
 @torch.library.impl(library, "knn", "CompositeExplicitAutograd")

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from alkernels._inputs import OPERATIONS_A_CALL, Array, TopK, as_tensor, check_integer
+from alkernels._inputs import Array, TopK, as_tensor, bytes_a_call, check_integer, not_compiled, operations_a_call
 from alkernels._probabilities import Probabilities
+from alkernels._streaming import explain_memory
 from alkernels.ops.selection import detached, library
 
 # A call of the kernel holds about this many bytes of either side's rows: some 32 a number in the kernel, 24 a gathered
@@ -28,6 +29,7 @@ def pairwise_kl(
     gather: str = "q",
     reduce: str | None = None,
     k: int | None = None,
+    device: torch.device | str | None = None,
     progress: bool = False,
 ) -> Array | TopK:
     """KL divergences ``KL(p_i || q_j)`` between the rows of two sets of distributions, in nats.
@@ -49,6 +51,9 @@ def pairwise_kl(
         What is wanted of each row of `p` over all rows of `q`: nothing of size N × M is stored.
     k : int, optional
         With `reduce` "topk": how many of the smallest, ``1 <= k <= M``.
+    device : torch.device or str, optional
+        A CUDA device to work on arrays in host memory with: copied to it once where they take up to 0.6 of its free
+        memory, else streamed at each pass. Results come back to host memory. Default: where arrays are.
     progress : bool, default False
         Show a progress bar (tqdm).
 
@@ -97,7 +102,11 @@ def pairwise_kl(
     learned = any(isinstance(x, torch.Tensor) and x.requires_grad for x in (p, q)) and torch.is_grad_enabled()
     if torch.compiler.is_compiling() or (reduce is None and learned):
         ops = torch.ops.alkernels
-        if not torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():
+            not_compiled(device)
+        else:
+            if device is not None:
+                raise ValueError(f"device must be None where p or q requires a gradient, got {device!r}")
             named = ((p, "p"), (q, "q"))
             p, q = (x if isinstance(x, torch.Tensor) else Probabilities(x, n, 2, log_input).whole for x, n in named)
             neighbors = None if neighbors is None else as_tensor(neighbors, "neighbors", "a matrix of row numbers")
@@ -110,12 +119,14 @@ def pairwise_kl(
             return ops.mean_kl(p, q, log_input=log_input)
         top = TopK(*ops.topk_kl(p, q, 1 if k is None else k, largest=reduce == "max", log_input=log_input))
         return top if reduce == "topk" else top.values[:, 0]
-    left, right = _sides(p, q, log_input)
+    left, right = _sides(p, q, log_input, device)
     out = left.pool.out
     if neighbors is not None:
         return out(_gathered(left, right, neighbors, gather))
     if reduce is None:
-        return out(_full(left, right, progress))
+        need = left.count * right.count * left.dtype.itemsize
+        with explain_memory(left.pool, "all pairs", need=need, fewer=None):
+            return out(_full(left, right, progress))
     if right.count == 0:
         raise ValueError(f"q must have at least one row with reduce={reduce!r}, got none")
     if reduce == "mean":
@@ -124,12 +135,16 @@ def pairwise_kl(
         k = check_integer(k, "k")
         if not 1 <= k <= right.count:
             raise ValueError(f"k must be between 1 and {right.count} (rows of q), got {k}")
-    values, indices = _top(left, right, 1 if k is None else k, reduce == "max", progress)
+    with explain_memory(left.pool, f"{left.count} lists", fewer=None if k is None else "k"):
+        values, indices = _top(left, right, 1 if k is None else k, reduce == "max", progress)
     return TopK(out(values), out(indices)) if reduce == "topk" else out(values[:, 0])
 
 
-def _sides(p: Array, q: Array, log_input: bool) -> tuple[Probabilities, Probabilities]:
-    left, right = Probabilities(p, "p", 2, log_input), Probabilities(q, "q", 2, log_input)
+def _sides(
+    p: Array, q: Array, log_input: bool, device: torch.device | str | None = None
+) -> tuple[Probabilities, Probabilities]:
+    left = Probabilities(p, "p", 2, log_input, device=device)
+    right = Probabilities(q, "q", 2, log_input, device=device)
     if left.shape[1] != right.shape[1]:
         raise ValueError(f"q must have as many classes as p, got {right.shape[1]} and {left.shape[1]}")
     if left.device != right.device:
@@ -143,8 +158,8 @@ def _sides(p: Array, q: Array, log_input: bool) -> tuple[Probabilities, Probabil
 def _walk(left: Probabilities, right: Probabilities, progress: bool):  # type: ignore[no-untyped-def]
     """Tiles of p and q, as they are stored, that make one call of a kernel."""
     c = left.shape[1]
-    size = max(_ROWS_A_TILE, _BYTES_A_TILE // (32 * c))
-    some = min(size, max(64, int(OPERATIONS_A_CALL / (2.0 * c * max(1, min(size, right.count))))))
+    size = max(_ROWS_A_TILE, bytes_a_call(left.device, _BYTES_A_TILE) // (32 * c))
+    some = min(size, max(64, int(operations_a_call(left.device) / (2.0 * c * max(1, min(size, right.count))))))
     total = left.count * right.count
     with tqdm(total=total, desc="pairwise KL", unit="pair", unit_scale=True, disable=not progress) as bar:
         for begin, end, (rows,) in left.pool.tiles(some):
@@ -196,7 +211,9 @@ def _gathered(left: Probabilities, right: Probabilities, neighbors: Any, gather:
     own, other = (left, right) if gather == "q" else (right, left)
     index = check_neighbors(neighbors, own, other)
     out = torch.empty(index.shape, dtype=left.dtype, device=left.device)
-    pairs = max(1, _BYTES_A_TILE // (48 * left.shape[1]))  # a few float64 copies of both rows
+    pairs = max(
+        1, bytes_a_call(left.device, _BYTES_A_TILE) // (48 * left.shape[1])
+    )  # a few float64 copies of both rows
     columns = max(1, min(pairs, index.shape[1]))
     for begin, end, (rows,) in own.pool.tiles(max(1, pairs // columns)):
         for some in range(0, index.shape[1], columns):

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 
 import alkernels._load  # noqa: F401
-from alkernels._inputs import OPERATIONS_A_CALL, Factors, Pool
+from alkernels._inputs import Factors, Pool, bytes_a_call, operations_a_call
 
 # Of the largest squared distance; kTolerance in csrc/cpu/metric_rows.h.
 TOLERANCE = 1e-5
@@ -56,7 +56,8 @@ class RunningDistances:
         self.nearest = torch.full((n,), -1, dtype=torch.int64, device=device) if track else None
         self.level = torch.inf
         self.shift = middle(pool) if metric == "euclidean" else None
-        self.largest_block = max(8, min(1024, _BLOCK_NUMBERS // sum(pool.widths)))
+        self.largest_block = max(8, min(1024, bytes_a_call(device, _BLOCK_NUMBERS) // sum(pool.widths)))
+        self.tile_bytes = bytes_a_call(device, _BYTES_A_TILE)
         self.labeled: Pool | None = None
         self.picks: list[torch.Tensor] = []
         self.centers = 0
@@ -89,20 +90,27 @@ class RunningDistances:
         else:
             self.centers += len(rows)
 
-    def settle(self, value: float) -> bool:
-        """Makes squared distances around `value` reliable; says whether any had to be measured again."""
-        if value >= self.level:
-            return False
-        self.level = 0.8 * value  # ahead of the fall, so that this is needed a few times only
-        rows = (self.error > TOLERANCE * self.level).nonzero().flatten()
-        if len(rows):
-            self.measure_again(rows, self.level)
-        return len(rows) > 0
+    def next_level(self, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The level at which squared distances around `value` are reliable, and how many rows must be measured again.
+
+        All three are vectors of one element on the pool's device, the count as float64: a GPU goes on with them before the
+        host has seen them.
+        """
+        lower = value < self.level
+        level = torch.where(lower, 0.8 * value, self.level)  # ahead of the fall, so that this is needed a few times only
+        return level, lower * (self.error > TOLERANCE * level).sum(dtype=torch.float64, dim=0, keepdim=True)
+
+    def settle(self, level: float, doubtful: float) -> bool:
+        """Takes in what `next_level` gave; says whether any row was measured again."""
+        self.level = level
+        if doubtful:
+            self.measure_again((self.error > TOLERANCE * level).nonzero().flatten(), level)
+        return doubtful > 0
 
     def measure_again(self, rows: torch.Tensor, level: float) -> None:
         """Forgets the distances of some unpicked rows and measures them to `level`; 0: all in float64."""
         picks = torch.cat(self.picks) if self.picks else rows[:0]
-        for chunk in rows.split(max(1, _BYTES_A_TILE // (8 * sum(self.pool.widths)))):
+        for chunk in rows.split(max(1, self.tile_bytes // (8 * sum(self.pool.widths)))):
             tile = self.pool.gather(chunk)
             d2 = torch.full((len(chunk),), torch.inf, dtype=torch.float64, device=rows.device)
             error = torch.zeros(len(chunk), dtype=torch.float32, device=rows.device)
@@ -122,14 +130,15 @@ class RunningDistances:
         out = torch.zeros_like(self.d2)
         if not self.centers:
             return out.fill_(torch.inf)
-        while self.settle(max(0.0, float(self.d2.max()))):  # the last block may have brought all distances far down
-            pass
+        while True:  # the last block may have brought all distances far down
+            if not self.settle(*read(*self.next_level(self.d2.max().clamp(min=0).view(1)))):
+                break
         picks = torch.cat(self.picks) if self.picks else self.nearest[:0]
         labels = self.labeled.count if self.labeled is not None else 0
         dtypes = [s.dtype for s in self.pool.sources]
         if self.labeled is not None:
             dtypes = [torch.promote_types(a, s.dtype) for a, s in zip(dtypes, self.labeled.sources, strict=True)]
-        size = max(1, _BYTES_A_TILE // (32 * sum(self.pool.widths)))  # a few copies of the tile
+        size = max(1, self.tile_bytes // (32 * sum(self.pool.widths)))  # a few copies of the tile
         for begin, end, tile in self.pool.tiles(size):
             nearest = self.nearest[begin:end]
             centers = tuple(
@@ -156,9 +165,9 @@ class RunningDistances:
 
     def _lower(self, centers: Factors) -> None:
         operations = 2.0 * sum(self.pool.widths) * len(centers[0])
-        size = max(1024, int(OPERATIONS_A_CALL / operations))
+        size = max(1024, int(operations_a_call(self.pool.device) / operations))
         if self.pool.mapped:
-            size = min(size, max(1, _BYTES_A_TILE // (8 * sum(self.pool.widths))))
+            size = min(size, max(1, self.tile_bytes // (8 * sum(self.pool.widths))))
         for begin, end, tile in self.pool.tiles(size):
             nearest = None if self.nearest is None else self.nearest[begin:end]
             self._lower_tile(
@@ -193,6 +202,12 @@ class RunningDistances:
         )
 
 
+def read(*vectors: torch.Tensor) -> list[float]:
+    """Vectors of one float64 element each, in one go: a GPU is waited for once."""
+    values: list[float] = torch.cat(vectors).tolist()
+    return values
+
+
 def middle(pool: Pool) -> torch.Tensor:
     """A point amid the rows, float64, to shift them by: distances stay, and lose fewer digits near the origin.
 
@@ -204,12 +219,12 @@ def middle(pool: Pool) -> torch.Tensor:
 
 
 def rounding_share(width: int, dtype: torch.dtype) -> float:
-    """How far the register tile's product of two rows may be off, as a share of their squared lengths' sum.
+    """How far a kernel's product of two rows may be off on any device, as a share of their squared lengths' sum.
 
-    error_share of csrc/cpu/metric_rows.h.
+    The larger of error_share in csrc/cpu/metric_rows.h and csrc/cuda/product_tile.cuh.
     """
-    multiples = 6 + (width if width <= 64 else 32) / 5 + min(width, 512) / 128 + width / 1024
-    return multiples * torch.finfo(dtype).eps / 2
+    run = min(width, 64) if dtype == torch.float32 else width
+    return (6 + run / 5 + (width - run) / 320) * torch.finfo(dtype).eps / 2
 
 
 def pair(factors: Factors) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -59,19 +59,21 @@ std::tuple<Tensor, Tensor> top_candidates_op(Tensor d2, int64_t m) {
 }
 
 std::tuple<Tensor, Tensor> k_center_block_op(Tensor rows, std::optional<Tensor> rows2, std::optional<Tensor> shift,
-                                             int64_t metric_code, Tensor values, Tensor indices, double bound,
-                                             double level, int64_t limit) {
+                                             int64_t metric_code, Tensor values, Tensor indices, Tensor bound,
+                                             Tensor level, int64_t limit) {
   constexpr const char* kOp = "k_center_block";
-  const Place place(kOp, rows, rows2, shift, values, indices);
+  const Place place(kOp, rows, rows2, shift, values, indices, bound, level);
   const Metric metric = metric_of(metric_code, kOp);
   const Rows candidates = rows_of(rows, rows2, metric, kOp, "rows");
   check_vector(values, ScalarType::Double, candidates.count, kOp, "values");
   check_vector(indices, ScalarType::Long, candidates.count, kOp, "indices");
+  check_vector(bound, ScalarType::Double, 1, kOp, "bound");
+  check_vector(level, ScalarType::Double, 1, kOp, "level");
   Tensor picks = torch::stable::new_empty(indices, {candidates.count});
   Tensor scores = torch::stable::new_empty(values, {candidates.count});
   k_center_block(candidates, shift_of(shift, candidates, kOp), metric, values.const_data_ptr<double>(),
-                 indices.const_data_ptr<int64_t>(), bound, level, limit, picks.mutable_data_ptr<int64_t>(),
-                 scores.mutable_data_ptr<double>(), place.device);
+                 indices.const_data_ptr<int64_t>(), bound.const_data_ptr<double>(), level.const_data_ptr<double>(), limit,
+                 picks.mutable_data_ptr<int64_t>(), scores.mutable_data_ptr<double>(), place.device);
   return {picks, scores};
 }
 
@@ -90,18 +92,20 @@ std::tuple<Tensor, Tensor> draw_by_weight_op(Tensor d2, Tensor uniforms) {
 
 std::tuple<Tensor, Tensor> kmeans_plusplus_block_op(Tensor rows, std::optional<Tensor> rows2,
                                                     std::optional<Tensor> shift, int64_t metric_code, Tensor values,
-                                                    Tensor indices, Tensor uniforms, double level, int64_t limit) {
+                                                    Tensor indices, Tensor uniforms, Tensor level, int64_t limit) {
   constexpr const char* kOp = "kmeans_plusplus_block";
-  const Place place(kOp, rows, rows2, shift, values, indices, uniforms);
+  const Place place(kOp, rows, rows2, shift, values, indices, uniforms, level);
   const Metric metric = metric_of(metric_code, kOp);
   const Rows proposals = rows_of(rows, rows2, metric, kOp, "rows");
   check_vector(values, ScalarType::Double, proposals.count, kOp, "values");
   check_vector(indices, ScalarType::Long, proposals.count, kOp, "indices");
   check_vector(uniforms, ScalarType::Double, proposals.count, kOp, "uniforms");
+  check_vector(level, ScalarType::Double, 1, kOp, "level");
   Tensor picks = torch::stable::new_empty(indices, {proposals.count});
   Tensor scores = torch::stable::new_empty(values, {proposals.count});
   kmeans_plusplus_block(proposals, shift_of(shift, proposals, kOp), metric, values.const_data_ptr<double>(),
-                        indices.const_data_ptr<int64_t>(), uniforms.const_data_ptr<double>(), level, limit,
+                        indices.const_data_ptr<int64_t>(), uniforms.const_data_ptr<double>(),
+                        level.const_data_ptr<double>(), limit,
                         picks.mutable_data_ptr<int64_t>(), scores.mutable_data_ptr<double>(), place.device);
   return {picks, scores};
 }

@@ -31,13 +31,14 @@ void paired_distances(const Rows& rows, const Rows& others, Metric metric, doubl
 
 void top_candidates(const double* d2, int64_t count, int64_t m, double* values, int64_t* indices, const Device& device);
 void k_center_block(const Rows& rows, const double* shift, Metric metric, const double* values, const int64_t* indices,
-                    double bound, double level, int64_t limit, int64_t* picks, double* scores, const Device& device);
+                    const double* bound, const double* level, int64_t limit, int64_t* picks, double* scores,
+                    const Device& device);
 
 void draw_by_weight(const double* d2, int64_t count, const double* uniforms, int64_t draws, int64_t* indices,
                     double* total, const Device& device);
 void kmeans_plusplus_block(const Rows& rows, const double* shift, Metric metric, const double* values,
-                           const int64_t* indices, const double* uniforms, double level, int64_t limit, int64_t* picks,
-                           double* scores, const Device& device);
+                           const int64_t* indices, const double* uniforms, const double* level, int64_t limit,
+                           int64_t* picks, double* scores, const Device& device);
 
 // Probabilities [count, draws, classes] of float or double, strides in elements.
 struct Draws {

@@ -82,11 +82,12 @@ void top_candidates(const double* d2, int64_t n, int64_t m, double* values, int6
 }
 
 void k_center_block(const Rows& rows, const double* shift, Metric metric, const double* values, const int64_t* indices,
-                    double bound, double level, int64_t limit, int64_t* picks, double* scores, const Device&) {
+                    const double* bound, const double* level, int64_t limit, int64_t* picks, double* scores,
+                    const Device&) {
   const int64_t m = rows.count;
   const auto run = rows.wide ? greedy_in_block<double> : greedy_in_block<float>;
   const int64_t made =
-      m == 0 ? 0 : run(rows, shift, metric, values, indices, bound, level, std::min(limit, m), picks, scores);
+      m == 0 ? 0 : run(rows, shift, metric, values, indices, *bound, *level, std::min(limit, m), picks, scores);
   std::fill(picks + made, picks + m, -1);
   std::fill(scores + made, scores + m, 0.0);
 }

@@ -76,10 +76,10 @@ void draw_by_weight(const double* weight, int64_t n, const double* uniforms, int
 }
 
 void kmeans_plusplus_block(const Rows& rows, const double* shift, Metric metric, const double* values,
-                           const int64_t* indices, const double* uniforms, double level, int64_t limit, int64_t* picks,
-                           double* scores, const Device&) {
+                           const int64_t* indices, const double* uniforms, const double* level, int64_t limit,
+                           int64_t* picks, double* scores, const Device&) {
   const auto run = rows.wide ? accept_in_block<double> : accept_in_block<float>;
-  const int64_t made = run(rows, shift, metric, values, indices, uniforms, limit, level, picks, scores);
+  const int64_t made = run(rows, shift, metric, values, indices, uniforms, limit, *level, picks, scores);
   std::fill(picks + made, picks + rows.count, -1);
   std::fill(scores + made, scores + rows.count, 0.0);
 }

@@ -155,12 +155,13 @@ __device__ inline Best best_of_warp(Best mine) {
 template <typename T>
 __global__ void __launch_bounds__(kPlayers, 1)
     k_center_kernel(const BlockDistances<T> block, const double* __restrict__ values,
-                    const int64_t* __restrict__ indices, double bound, double level, int64_t limit,
-                    double* __restrict__ scratch, int64_t* __restrict__ picks, double* __restrict__ scores) {
+                    const int64_t* __restrict__ indices, const double* __restrict__ bound_at,
+                    const double* __restrict__ level_at, int64_t limit, double* __restrict__ scratch, int64_t* __restrict__ picks, double* __restrict__ scores) {
   constexpr int kWarps = kPlayers / kWarp;
   ALK_SHARED(double, near, [kPlayers]);
   ALK_SHARED(Best, warp_best, [2][kWarps]);
   const int64_t m = block.count;
+  const double bound = *bound_at, level = *level_at;
   double* const d2 = m <= kPlayers ? near : scratch;
   const int thread = static_cast<int>(threadIdx.x), warp = thread / kWarp;
 
@@ -208,7 +209,8 @@ __global__ void __launch_bounds__(kPlayers, 1)
 
 template <typename T>
 void play(const Rows& rows, const double* shift, Metric metric, const double* values, const int64_t* indices,
-          double bound, double level, int64_t limit, int64_t* picks, double* scores, const Device& device) {
+          const double* bound, const double* level, int64_t limit, int64_t* picks, double* scores,
+          const Device& device) {
   const BlockDistances<T> block = block_distances<T>(rows, metric, shift, device);
   double* scratch = rows.count > kPlayers ? device.scratch<double>(rows.count) : nullptr;
   ALK_LAUNCH(k_center_kernel<T>, 1, kPlayers, 0, device.stream, block, values, indices, bound, level,
@@ -244,7 +246,8 @@ void top_candidates(const double* d2, int64_t count, int64_t m, double* values, 
 }
 
 void k_center_block(const Rows& rows, const double* shift, Metric metric, const double* values, const int64_t* indices,
-                    double bound, double level, int64_t limit, int64_t* picks, double* scores, const Device& device) {
+                    const double* bound, const double* level, int64_t limit, int64_t* picks, double* scores,
+          const Device& device) {
   if (rows.count == 0) return;
   (rows.wide ? play<double> : play<float>)(rows, shift, metric, values, indices, bound, level, limit, picks, scores,
                                            device);

@@ -100,7 +100,8 @@ constexpr int kWindow = 32;  // the pass ends when fewer than a third of so many
 template <typename T>
 __global__ void __launch_bounds__(kPlayers, 1)
     accept_kernel(const BlockDistances<T> block, const double* __restrict__ values, const int64_t* __restrict__ indices,
-                  const double* __restrict__ uniforms, double level, int64_t limit, double* __restrict__ scratch,
+                  const double* __restrict__ uniforms, const double* __restrict__ level, int64_t limit,
+                  double* __restrict__ scratch,
                   int64_t* __restrict__ picks, double* __restrict__ scores) {
   ALK_SHARED(double, near, [kPlayers]);
   const int64_t count = block.count;
@@ -126,7 +127,7 @@ __global__ void __launch_bounds__(kPlayers, 1)
       }
       ++made;
       __syncthreads();  // all have read the weight
-      for (int64_t first = 0; first < count; first += kPlayers) block.lower(first + thread, i, level, now);
+      for (int64_t first = 0; first < count; first += kPlayers) block.lower(first + thread, i, *level, now);
       for (int64_t j = thread; j < count; j += kPlayers) {
         if (indices[j] == indices[i]) now[j] = 0;
       }
@@ -138,7 +139,7 @@ __global__ void __launch_bounds__(kPlayers, 1)
 
 template <typename T>
 void play(const Rows& rows, const double* shift, Metric metric, const double* values, const int64_t* indices,
-          const double* uniforms, double level, int64_t limit, int64_t* picks, double* scores, const Device& device) {
+          const double* uniforms, const double* level, int64_t limit, int64_t* picks, double* scores, const Device& device) {
   const BlockDistances<T> block = block_distances<T>(rows, metric, shift, device);
   double* scratch = rows.count > kPlayers ? device.scratch<double>(rows.count) : nullptr;
   ALK_LAUNCH(accept_kernel<T>, 1, kPlayers, 0, device.stream, block, values, indices, uniforms, level, limit, scratch,
@@ -160,7 +161,7 @@ void draw_by_weight(const double* d2, int64_t count, const double* uniforms, int
 }
 
 void kmeans_plusplus_block(const Rows& rows, const double* shift, Metric metric, const double* values,
-                           const int64_t* indices, const double* uniforms, double level, int64_t limit, int64_t* picks,
+                           const int64_t* indices, const double* uniforms, const double* level, int64_t limit, int64_t* picks,
                            double* scores, const Device& device) {
   if (rows.count == 0) return;
   (rows.wide ? play<double> : play<float>)(rows, shift, metric, values, indices, uniforms, level, limit, picks, scores,
