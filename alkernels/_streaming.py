@@ -251,7 +251,10 @@ def explain_memory(pool: Any, what: str, *, need: int | None = None, fewer: str 
     """
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        # our ops speak of their own memory in a plain RuntimeError
+        if not isinstance(error, torch.OutOfMemoryError) and "CUDA out of memory" not in str(error):
+            raise
         shapes = " and ".join(" x ".join(map(str, s.shape)) for s in pool.sources)
         size = sum(s.dtype.itemsize * torch.Size(s.shape).numel() for s in pool.sources)
         kind = str(pool.sources[0].dtype).removeprefix("torch.")

@@ -56,12 +56,11 @@ __global__ void __launch_bounds__(kThreads, 2)
   ALK_SHARED(Shares<Tile>, shares, );
 #pragma unroll
   for (int c = 0; c < kEach; ++c) shares[Tile::ty()][Tile::column(c)] = 0;
-  // two sets of masses in turn: nobody writes the one that others may still read
-  ALK_SHARED(T, masses, [2][Tile::kRows]);
-  int set = 0;
-  for (int row0 = 0; row0 < count; row0 += Tile::kRows, set ^= 1) {
+  ALK_SHARED(T, masses, [Tile::kRows]);
+  for (int row0 = 0; row0 < count; row0 += Tile::kRows) {
+    __syncthreads();  // the last rows' masses are done with
     const int own = static_cast<int>(threadIdx.x);
-    if (own < Tile::kRows) masses[set][own] = row0 + own < count ? static_cast<T>(mass[first + row0 + own]) : T(0);
+    if (own < Tile::kRows) masses[own] = row0 + own < count ? static_cast<T>(mass[first + row0 + own]) : T(0);
     typename Tile::Products q;
     double unused = 0;
     tile.template multiply<false>(weights, first + row0, probs, column0, weights.source.width, 0, q, unused);
@@ -70,7 +69,7 @@ __global__ void __launch_bounds__(kThreads, 2)
       T of_rows = 0;
 #pragma unroll
       for (int r = 0; r < kEach; ++r)
-        of_rows -= q[r][c] == 0 ? T(0) : masses[set][Tile::row(r)] * (q[r][c] * log(q[r][c]));
+        of_rows -= q[r][c] == 0 ? T(0) : masses[Tile::row(r)] * (q[r][c] * log(q[r][c]));
       shares[Tile::ty()][Tile::column(c)] += static_cast<double>(of_rows);
     }
   }

@@ -74,23 +74,23 @@ __global__ void __launch_bounds__(kThreads, 2)
   ALK_SHARED(Shares<Tile>, shares, );
 #pragma unroll
   for (int c = 0; c < kEach; ++c) shares[Tile::ty()][Tile::column(c)] = 0;
-  // the rows' norms, weights and levels; two sets in turn: nobody writes the one that others may still read
-  ALK_SHARED(T, constants, [2][3][Tile::kRows]);
-  int set = 0;
-  for (int row0 = 0; row0 < count; row0 += Tile::kRows, set ^= 1) {
+  ALK_SHARED(T, n_i, [Tile::kRows]);
+  ALK_SHARED(T, weight, [Tile::kRows]);
+  ALK_SHARED(T, level, [Tile::kRows]);
+  for (int row0 = 0; row0 < count; row0 += Tile::kRows) {
+    __syncthreads();  // the last rows' are done with
     const int own = static_cast<int>(threadIdx.x);
     if (own < Tile::kRows) {
       const int64_t i = first + row0 + own;
       const bool inside = row0 + own < count;
-      constants[set][0][own] = inside ? norm(rows.norm[i]) : T(0);
-      constants[set][1][own] = inside ? not_below(T(), weights[i]) : T(0);
-      constants[set][2][own] = inside ? -not_below(T(), -covered[i]) : T(0);
+      n_i[own] = inside ? norm(rows.norm[i]) : T(0);
+      weight[own] = inside ? not_below(T(), weights[i]) : T(0);
+      level[own] = inside ? -not_below(T(), -covered[i]) : T(0);
     }
     typename Tile::Products product;
     double unused = 0;
     tile.template multiply<false>(PackedLoader<T>(rows, 0), first + row0, PackedLoader<T>(columns, 0), column0,
                                   rows.width[0], 0, product, unused);
-    const T *n_i = constants[set][0], *weight = constants[set][1], *level = constants[set][2];
 #pragma unroll
     for (int c = 0; c < kEach; ++c) {
       const int64_t j = column0 + Tile::column(c);

@@ -17,7 +17,12 @@ class TorchMemory final : public Memory {
   explicit TorchMemory(const Tensor& like) : like_(like) {}
 
   void* bytes(int64_t count) override {
-    blocks_.push_back(torch::stable::new_empty(like_, {std::max<int64_t>(count, 1)}, ScalarType::Byte));
+    try {
+      blocks_.push_back(torch::stable::new_empty(like_, {std::max<int64_t>(count, 1)}, ScalarType::Byte));
+    } catch (const std::exception&) {  // says no more than that a call failed
+      throw std::runtime_error("CUDA out of memory. Tried to allocate " + std::to_string(count) +
+                               " bytes for the work of an op");
+    }
     return blocks_.back().mutable_data_ptr();
   }
 
