@@ -286,6 +286,11 @@ class Pool:
             self.streamed = self.to_host
         self.mapped = False  # nobody else reads the file
 
+    @property
+    def remote(self) -> bool:
+        """Whether the host has to wait for what it reads of results."""
+        return self.device.type != "cpu"
+
     def tile(self, begin: int, end: int) -> Factors:
         return tuple(s.tile(begin, end) for s in self.sources)
 

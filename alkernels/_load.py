@@ -1,22 +1,38 @@
 """Loads the compiled libraries and says what they are."""
 
+import warnings
 from pathlib import Path
 
 import torch  # first: _C carries no path to torch's libraries
 
 from alkernels import _C  # registers schemas and CPU kernels
 
-_CUDA_LIBRARY = Path(__file__).with_name("libalkernels_cuda.so")
-
-if torch.version.cuda is not None and _CUDA_LIBRARY.exists():
-    torch.ops.load_library(_CUDA_LIBRARY)
-
 version: str = _C.version
+
+
+def _load_cuda(library: Path = Path(__file__).with_name("libalkernels_cuda.so")) -> bool:
+    """Loads the CUDA kernels where torch has CUDA and they were built; looks for no GPU."""
+    if torch.version.cuda is None or not library.exists():
+        return False
+    try:
+        torch.ops.load_library(library)
+    except OSError as error:
+        warnings.warn(
+            f"the CUDA kernels of alkernels do not load beside torch {torch.__version__} and are left out, rebuild "
+            f"alkernels with this torch: {error}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return False
+    return True
+
+
+_cuda = _load_cuda()
 
 
 def has_cuda_kernels() -> bool:
     """Whether this installation carries CUDA kernels and loaded them."""
-    return torch.version.cuda is not None and _CUDA_LIBRARY.exists()
+    return _cuda
 
 
 def build_info() -> dict[str, str]:

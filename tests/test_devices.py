@@ -9,6 +9,8 @@ from conftest import assert_farthest_first, true_squared
 
 import alkernels as alk
 from alkernels import reference
+from alkernels._inputs import Pool
+from alkernels.ops.running_distances import RunningDistances
 
 GPU = alk.has_cuda_kernels() and torch.cuda.is_available()
 
@@ -360,3 +362,33 @@ def test_a_device_that_is_not_the_current_one(rng):
     found = alk.k_center_greedy(x.to("cuda:1"), 60, start=5)
     assert found.indices.device == torch.device("cuda:1")
     assert torch.equal(found.indices.cpu(), alk.k_center_greedy(x, 60, start=5).indices)
+
+
+@pytest.mark.parametrize("name", ["spectrum", "clusters"])
+@pytest.mark.parametrize("rule", ["k-center", "k-means++"])
+def test_playing_a_block_before_its_rows_are_known_well_changes_nothing(name, rule, rng, monkeypatch):
+    """A GPU plays on while the host learns that distances must be measured first; here the CPU does."""
+    x = torch.randn(1500, 40, generator=rng)
+    if name == "spectrum":
+        x *= torch.arange(1, 41).pow(-2.0)
+    else:
+        x = 1e3 * x[torch.randint(20, (1500,), generator=rng)] + 1e-2 * x
+    measured = []
+    settle = RunningDistances.settle
+
+    def counted(self, level, doubtful):
+        measured.append(doubtful)
+        return settle(self, level, doubtful)
+
+    monkeypatch.setattr(RunningDistances, "settle", counted)
+
+    def run():
+        if rule == "k-center":
+            return alk.k_center_greedy(x, 600, start=3, return_distances=True)
+        return alk.kmeans_plusplus(x, 600, start=3, generator=0, return_distances=True)
+
+    plain = run()
+    assert any(measured)  # or nothing was tried
+    monkeypatch.setattr(Pool, "remote", property(lambda self: True))
+    for a, b in zip(plain, run(), strict=True):
+        assert torch.equal(a, b)

@@ -477,6 +477,21 @@ def test_build_info():
         assert not alk.has_cuda_kernels()
 
 
+def test_cuda_kernels_that_do_not_load_are_left_out(tmp_path, monkeypatch):
+    from alkernels import _load
+
+    library = tmp_path / "libalkernels_cuda.so"
+    library.write_bytes(b"of another torch")
+    monkeypatch.setattr(torch.version, "cuda", None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not _load._load_cuda(library)  # torch without CUDA: not even tried
+        monkeypatch.setattr(torch.version, "cuda", "13.0")
+        assert not _load._load_cuda(tmp_path / "none.so")
+    with pytest.warns(RuntimeWarning, match=r"do not load beside torch .* rebuild"):
+        assert not _load._load_cuda(library)
+
+
 def test_compiled_ops_that_are_not_differentiable_say_nothing_else(rng):
     """As in eager mode, features and probabilities are detached: no gradient is promised, and torch does not warn."""
     x = torch.randn(40, 5, generator=rng, requires_grad=True)

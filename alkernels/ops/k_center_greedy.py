@@ -155,7 +155,7 @@ def select(
                 bound = values[m:] if len(values) > m else values.new_full((1,), -1.0)
                 values, rows = values[:m], rows[:m]
                 level, doubtful = state.next_level(torch.maximum(bound, values[:1] / 4))
-                if pool.device.type == "cpu" and state.settle(*read(level, doubtful)):
+                if not pool.remote and state.settle(*read(level, doubtful)):
                     continue
                 positions, scores = torch.ops.alkernels.k_center_block(
                     *pair(pool.gather(rows)), state.shift, state.metric, values, rows, bound, level, k - made

@@ -135,7 +135,7 @@ def select(
             while True:
                 # weights of ten times the mean are reliable: none is off by more than 1e-4 of the mean
                 level, doubtful = state.next_level(10 * state.d2.clamp(min=0).mean().view(1))
-                if pool.device.type == "cpu" and state.settle(*read(level, doubtful)):
+                if not pool.remote and state.settle(*read(level, doubtful)):
                     continue
                 rows, weight = torch.ops.alkernels.draw_by_weight(state.d2, draws[0])
                 rows = rows.clamp_(min=0)  # of no weight at all: none is accepted

@@ -32,7 +32,7 @@ struct Rows {
   int64_t count = 0;
   bool wide = false;  // any float64: compute in float64
 
-  int64_t width() const { return factor[0].width + (factors == 2 ? factor[1].width : 0); }
+  ALK_HOST_DEVICE int64_t width() const { return factor[0].width + (factors == 2 ? factor[1].width : 0); }
 };
 
 // Stands for the logarithm of a probability of zero. Its square, and so a row's squared length, is infinite: such rows

@@ -17,7 +17,8 @@ struct BlockDistances {
   const T* matrix;
 
   // d2[i] = min(d2[i], distance from row i to row j); see lower_distances.cu for `level`. By all lanes of a warp, each
-  // with an i of its own; what products do not tell is measured by the warp together, one row at a time.
+  // with an i of its own; what products do not tell is measured by the warp together, one row at a time, or if rows are
+  // narrow by each lane for itself.
   __device__ void lower(int64_t i, int64_t j, double level, double* d2) const {
     const bool inside = i < count;
     double value = 0, now = 0;
@@ -29,6 +30,10 @@ struct BlockDistances {
       const double bound = share * (length[i] + length[j]) + kTinySquare;
       open = now > 0 && !(known && value >= now + bound);  // picked rows and rows at a pick stay
       measure = open && !(known && bound <= kTolerance * level);
+    }
+    if (measure && rows.width() <= kNarrow) {
+      value = exact_distance<1>(metric, rows, i, rows, j);
+      measure = false;
     }
     for (unsigned left = __ballot_sync(kAllLanes, measure); left; left &= left - 1) {
       const int turn = __ffs(static_cast<int>(left)) - 1;

@@ -8,8 +8,8 @@
 // The product form n_i + n_j - 2<x, c> loses digits where a distance is small beside the norms; error[i] bounds what it
 // lost. Rows whose bound would exceed kTolerance * level go to a list, and refine_kernel measures their few centres that
 // may be the nearest again in float64: a block of threads takes a row, reads all packed centres once for the product
-// form, and the centres that it leaves from the caller's memory. The caller chooses the level
-// (alkernels/ops/running_distances.py).
+// form with float64 sums, some lanes a centre, and the centres that it leaves from the caller's memory. The caller
+// chooses the level (alkernels/ops/running_distances.py).
 //
 // Symmetric KL has logarithms in its products: its rows are packed in float64 first, some 64 MB at a time.
 #include "product_tile.cuh"
@@ -31,6 +31,7 @@ struct Lowering {
   const double* length;
   Packed<T> block;  // packed centres
   double share, allowed;
+  double refined_share;  // where sums are float64: what rounding the rows and centres to T leaves
   int64_t first_center;
   State state;
   int64_t* refined;              // rows to be refined
@@ -175,7 +176,7 @@ __global__ void __launch_bounds__(kThreads, 2) lower_kernel(const Lowering<T> p)
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kRefineThreads) refine_kernel(const Lowering<T> p) {
+__global__ void __launch_bounds__(kRefineThreads, 4) refine_kernel(const Lowering<T> p) {
   constexpr int kWarps = kRefineThreads / kWarp;
   ALK_SHARED(double, value, [kRefineCenters]);
   ALK_SHARED(double, ceilings, [kWarps]);
@@ -204,35 +205,53 @@ __global__ void __launch_bounds__(kRefineThreads) refine_kernel(const Lowering<T
     }
     const auto bound = [&](int64_t j) {
       const double n_j = p.block.length[j];
-      return length < kLargestNorm<T> && n_j < kLargestNorm<T> ? p.share * (length + n_j) + kTinySquare : INFINITY;
+      return length < kLargestNorm<T> && n_j < kLargestNorm<T> ? p.refined_share * (length + n_j) + kTinySquare
+                                                               : INFINITY;
     };
+    int each = 1;  // lanes for a centre
+    while (each < kWarp && 8 * each < p.block.width[0]) each *= 2;
     for (int64_t first = 0; first < p.block.count; first += kRefineCenters) {
       const int64_t last = p.block.count < first + kRefineCenters ? p.block.count : first + kRefineCenters;
       double ceiling = p.state.d2[row];
-      for (int64_t j = first + warp; j < last; j += kWarps) {
-        T product = 1;
+      for (int64_t some = first + warp * kWarp / each; some < last; some += kRefineThreads / each) {
+        const int64_t j = some + lane() / each;
+        double product = scale;
         for (int f = 0; f < p.block.factors; ++f) {
           const T* center = p.block.factor[f] + j * p.block.stride[f];
-          T sum = 0;
-          for (int64_t k = lane(); k < p.block.width[f]; k += kWarp) sum = fma(element(p, f, row, k), center[k], sum);
-          product *= warp_sum(sum);
+          double sum = 0;
+          for (int64_t k = lane() % each; j < last && k < p.block.width[f]; k += each)
+            sum = fma(static_cast<double>(element(p, f, row, k)), static_cast<double>(center[k]), sum);
+          for (int step = each / 2; step > 0; step /= 2) sum += __shfl_xor_sync(kAllLanes, sum, step);
+          product *= sum;
         }
-        const double d = n + p.block.norm[j] - 2 * static_cast<double>(product) * scale;
-        if (lane() == 0) value[j - first] = d;
+        if (j >= last || lane() % each != 0) continue;
+        const double d = n + p.block.norm[j] - 2 * product;
+        value[j - first] = d;
         const double upper = d + bound(j);
         if (upper < ceiling) ceiling = upper;
       }
+      for (int step = kWarp / 2; step > 0; step /= 2) ceiling = fmin(ceiling, __shfl_xor_sync(kAllLanes, ceiling, step));
       if (lane() == 0) ceilings[warp] = ceiling;
       __syncthreads();
       for (int w = 0; w < kWarps; ++w) ceiling = fmin(ceiling, ceilings[w]);
       double smallest = INFINITY;
       int64_t center = -1;
-      for (int64_t j = first + warp; j < last; j += kWarps) {
+      const bool narrow = p.rows.width() <= kNarrow;  // then a thread takes a centre, else a warp
+      for (int64_t j = first + (narrow ? threadIdx.x : warp); j < last; j += narrow ? kRefineThreads : kWarps) {
         if (value[j - first] - bound(j) > ceiling) continue;  // NaN: measured
-        const double exact = exact_distance(p.metric, p.rows, row, p.centers, j);
+        const double exact = narrow ? exact_distance<1>(p.metric, p.rows, row, p.centers, j)
+                                    : exact_distance(p.metric, p.rows, row, p.centers, j);
         if (exact < smallest) {
           smallest = exact;
           center = j;
+        }
+      }
+      for (int step = kWarp / 2; narrow && step > 0; step /= 2) {
+        const double other = __shfl_xor_sync(kAllLanes, smallest, step);
+        const int64_t other_center = __shfl_xor_sync(kAllLanes, center, step);
+        if (other < smallest || (other == smallest && other_center < center)) {
+          smallest = other;
+          center = other_center;
         }
       }
       if (lane() == 0) {
@@ -264,6 +283,8 @@ void lower(const Rows& rows, const Rows& center_rows, const double* shift_at, Me
   p.block = new_packed<T>(center_rows, metric, center_rows.count, device);
   pack(center_rows, metric, shift, true, p.block, device);
   p.share = error_share<T>(rows, metric);
+  p.refined_share =
+      sizeof(T) == 8 ? p.share : 6 * rows.factors * static_cast<double>(std::numeric_limits<T>::epsilon()) / 2;
   p.allowed = std::min(kTolerance * level, static_cast<double>(std::numeric_limits<float>::max()));
   p.first_center = first_center;
 

@@ -232,25 +232,39 @@ Packed<T> new_packed(const Rows& rows, Metric metric, int64_t capacity, const De
   return out;
 }
 
-// The largest magnitude and, of the row divided by it, the length: both 0 for a row of zeros. By a warp.
+// Rows so narrow that a thread by itself measures a pair sooner than a warp agrees on it.
+constexpr int64_t kNarrow = 64;
+
+// This thread among the kLanes, 1 or 32, that work on one thing; their sum, all of which get it.
+template <int kLanes>
+__device__ __forceinline__ int own_lane() {
+  return kLanes == 1 ? 0 : lane();
+}
+template <int kLanes, typename T>
+__device__ __forceinline__ T sum_of(T x) {
+  return kLanes == 1 ? x : warp_sum(x);
+}
+
+// The largest magnitude and, of the row divided by it, the length: both 0 for a row of zeros.
+template <int kLanes = kWarp>
 __device__ inline void unit_scale(const RowSource& source, int64_t row, double& largest, double& length) {
   largest = 0;
-  for (int64_t c = lane(); c < source.width; c += kWarp) {
+  for (int64_t c = own_lane<kLanes>(); c < source.width; c += kLanes) {
     const double magnitude = fabs(read<double>(source, row, c));
     if (!(magnitude <= largest)) largest = magnitude;  // NaN stays
   }
-  for (int step = kWarp / 2; step > 0; step /= 2) {
+  for (int step = kLanes / 2; step > 0; step /= 2) {
     const double other = __shfl_xor_sync(kAllLanes, largest, step);
     if (!(other <= largest) || isnan(other)) largest = other;
   }
   length = 0;
   if (largest > 0) {
     double sum = 0;
-    for (int64_t c = lane(); c < source.width; c += kWarp) {
+    for (int64_t c = own_lane<kLanes>(); c < source.width; c += kLanes) {
       const double x = read<double>(source, row, c) / largest;
       sum += x * x;
     }
-    length = sqrt(warp_sum(sum));
+    length = sqrt(sum_of<kLanes>(sum));
   }
 }
 
@@ -333,57 +347,59 @@ void pack(const Rows& rows, Metric metric, const T* shift, bool centers, Packed<
 }
 
 // The squared distance of two rows from float64 differences of their raw features: no shift, no large numbers
-// subtracted. By a warp, all of whose lanes get it.
+// subtracted. By a warp, all of whose lanes get it, or by a thread for itself.
+template <int kLanes = kWarp>
 __device__ inline double exact_distance(Metric metric, const Rows& x, int64_t i, const Rows& c, int64_t j) {
   const RowSource &left = x.factor[0], &right = c.factor[0];
   const int64_t width = left.width;
   if (metric == Metric::kOuter) {
     // a ⊗ h - b ⊗ g = u ⊗ h + b ⊗ v with u = a - b, v = h - g
     double uu = 0, ub = 0, bb = 0, vv = 0, vh = 0, hh = 0;
-    for (int64_t k = lane(); k < width; k += kWarp) {
+    for (int64_t k = own_lane<kLanes>(); k < width; k += kLanes) {
       const double b = read<double>(right, j, k), u = read<double>(left, i, k) - b;
       uu += u * u;
       ub += u * b;
       bb += b * b;
     }
-    for (int64_t k = lane(); k < x.factor[1].width; k += kWarp) {
+    for (int64_t k = own_lane<kLanes>(); k < x.factor[1].width; k += kLanes) {
       const double h = read<double>(x.factor[1], i, k), v = h - read<double>(c.factor[1], j, k);
       vv += v * v;
       vh += v * h;
       hh += h * h;
     }
-    const double d = warp_sum(uu) * warp_sum(hh) + warp_sum(bb) * warp_sum(vv) + 2 * warp_sum(ub) * warp_sum(vh);
+    const double d = sum_of<kLanes>(uu) * sum_of<kLanes>(hh) + sum_of<kLanes>(bb) * sum_of<kLanes>(vv) + 2 * sum_of<kLanes>(ub) * sum_of<kLanes>(vh);
     return d < 0 ? 0 : d;  // NaN stays NaN
   }
   double sum = 0;
   if (metric == Metric::kSymmetricKl) {
     bool apart = false;  // one rules out a class that the other allows
-    for (int64_t k = lane(); k < width; k += kWarp) {
+    for (int64_t k = own_lane<kLanes>(); k < width; k += kLanes) {
       const double p = read<double>(left, i, k), q = read<double>(right, j, k);
       apart |= (p > 0) != (q > 0);
       if (p > 0 && q > 0) sum += (p - q) * (log(p) - log(q));  // no term is negative: nothing cancels
     }
-    sum = warp_sum(sum) / 2;
-    return __any_sync(kAllLanes, apart) ? INFINITY : sum;
+    sum = sum_of<kLanes>(sum) / 2;
+    if (kLanes > 1) apart = __any_sync(kAllLanes, apart);
+    return apart ? INFINITY : sum;
   }
   if (metric == Metric::kCosine) {
     double largest, length, other_largest, other_length;
-    unit_scale(left, i, largest, length);
-    unit_scale(right, j, other_largest, other_length);
+    unit_scale<kLanes>(left, i, largest, length);
+    unit_scale<kLanes>(right, j, other_largest, other_length);
     if (!isfinite(largest) || !isfinite(other_largest)) return NAN;
     if (largest == 0 || other_largest == 0) return 2;
-    for (int64_t k = lane(); k < width; k += kWarp) {
+    for (int64_t k = own_lane<kLanes>(); k < width; k += kLanes) {
       const double d =
           read<double>(left, i, k) / largest / length - read<double>(right, j, k) / other_largest / other_length;
       sum += d * d;
     }
-    return warp_sum(sum);
+    return sum_of<kLanes>(sum);
   }
-  for (int64_t k = lane(); k < width; k += kWarp) {
+  for (int64_t k = own_lane<kLanes>(); k < width; k += kLanes) {
     const double d = read<double>(left, i, k) - read<double>(right, j, k);
     sum += d * d;
   }
-  return warp_sum(sum);
+  return sum_of<kLanes>(sum);
 }
 
 }  // namespace alkernels::cuda
