@@ -5,6 +5,7 @@ nvcc in CUDA_HOME or on PATH; ALKERNELS_CMAKE_ARGS adds arguments for CMake; MAX
 """
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -24,6 +25,17 @@ def find_nvcc():
     return shutil.which("nvcc", path=str(Path(home) / "bin")) if home else shutil.which("nvcc")
 
 
+def other_cuda(nvcc, torch):
+    """What is wrong with this nvcc beside this torch, if anything: both bring a libcudart, of one major version."""
+    if torch.version.cuda is None:
+        return None
+    said = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+    release = re.search(r"release (\d+)\.\d+", said)
+    if release is None or release[1] == torch.version.cuda.split(".")[0]:
+        return None
+    return f"torch {torch.__version__} has CUDA {torch.version.cuda}, {nvcc} is of {release[0].removeprefix('release ')}"
+
+
 def cuda_arguments(torch):
     """CMake's arguments for the CUDA library; why, in words."""
     asked = os.environ.get("ALKERNELS_CUDA", "").lower()
@@ -35,11 +47,15 @@ def cuda_arguments(torch):
     elif asked in ("1", "on"):
         if nvcc is None:
             raise RuntimeError("ALKERNELS_CUDA=1, but no nvcc in CUDA_HOME or on PATH")
+        if other_cuda(nvcc, torch):
+            raise RuntimeError(f"ALKERNELS_CUDA=1, but {other_cuda(nvcc, torch)}")
         wanted, why = True, "ALKERNELS_CUDA=1"
     elif torch.version.cuda is None:
         wanted, why = False, f"torch {torch.__version__} has no CUDA"
     elif nvcc is None:
         wanted, why = False, "no nvcc in CUDA_HOME or on PATH"
+    elif other_cuda(nvcc, torch):
+        wanted, why = False, other_cuda(nvcc, torch)
     else:
         wanted, why = True, f"torch has CUDA {torch.version.cuda}, and there is {nvcc}"
     print(f"alkernels: CUDA library: {'yes' if wanted else 'no'} ({why})", flush=True)

@@ -688,6 +688,31 @@ def test_non_finite(value, dtype, place, k, metric, rng):
         alk.k_center_greedy((torch.ones(50, 2), x), k, start=0)
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("column", [0, 31, 70, 99])
+@pytest.mark.parametrize("metric", ["euclidean", "cosine", "outer"])
+def test_non_finite_in_wide_rows(value, dtype, column, metric, rng):
+    """Wherever it stands: a warp of a GPU shares out a row's columns, and must agree on what it found."""
+    x = torch.randn(50, 100, generator=rng, dtype=dtype)
+    x[7, column] = value
+    with pytest.raises(ValueError, match=f"must be finite, got (nan|inf) in row 7, column {column}"):
+        if metric == "outer":
+            alk.k_center_greedy((torch.ones(50, 2, dtype=dtype), x), 10, start=0)
+        else:
+            alk.k_center_greedy(x, 10, start=0, metric=metric)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("metric", ["euclidean", "cosine", "outer"])
+def test_rows_of_zeros(dtype, metric, rng):
+    x = torch.randn(300, 80, generator=rng, dtype=dtype)
+    x[::3] = 0
+    rows = (x, torch.randn(300, 5, generator=rng, dtype=dtype)) if metric == "outer" else x
+    ours = alk.k_center_greedy(rows, 250, start=1, metric="euclidean" if metric == "outer" else metric)
+    assert_farthest_first(rows, ours, start=1, metric=metric)
+
+
 def test_squares_that_overflow_float64():
     x = torch.tensor([[0.0], [1e200], [1.0]], dtype=torch.float64)
     with pytest.raises(ValueError, match="squared distances that float64 can hold, got an overflow in row 1"):

@@ -219,7 +219,7 @@ class Configurations:
     def _extend(self, point: torch.Tensor) -> None:
         """Draws the point's label in each configuration, from the posterior draw that made the configuration."""
         assert self._log_joint is not None
-        sums = point.cumsum(1)
+        sums = point.cpu().cumsum(1).to(point.device)  # the same bits on every device
         total = sums[:, -1:]
         uniform = torch.rand(self.draws, self.samples, dtype=torch.float64, generator=self._uniform).to(point.device)
         below = torch.minimum(uniform * total, total.nextafter(torch.zeros_like(total)))

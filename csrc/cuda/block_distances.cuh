@@ -5,7 +5,8 @@
 
 namespace alkernels::cuda {
 
-constexpr int kPlayers = 512;  // threads that share out the rows of a block
+constexpr int kPlayers = 256;  // threads that share out the rows of a block
+constexpr int kNear = 1024;    // rows whose distances shared memory holds
 
 template <typename T>
 struct BlockDistances {

@@ -7,7 +7,7 @@
 
 namespace alkernels::cuda {
 
-constexpr int64_t kGroupRows = 1024;
+constexpr int64_t kGroupRows = 256;
 
 // Each thread's share of each of the tile's columns. A thread touches its own only, until all are added.
 template <typename Tile>

@@ -1,7 +1,7 @@
 // conditional_entropy: out[n] = -sum_m mass[m] sum_c q log q, q[m, n, c] = sum_k weights[m, k] probs[n, k, c].
 //
 // A matrix product of the weights [m, K] with the probabilities as K x (n C) columns. A block of threads takes 128 columns and
-// a group of 1024 rows, 128 at a time: the product tile leaves the q in registers, where q log q is taken and added up in
+// a group of 256 rows, 128 at a time: the product tile leaves the q in registers, where q log q is taken and added up in
 // float64. Nothing of size m x n x C exists. Traffic: the probabilities once a group, the weights once a tile of columns
 // from L2, 8 bytes a group and column for the sums.
 //
@@ -12,7 +12,7 @@
 namespace alkernels::cuda {
 namespace {
 
-constexpr int64_t kColumnsAtATime = 1 << 16;  // whose sums, one a group, are held
+constexpr int64_t kSums = 4 << 20;  // of columns, one a group, that are held at a time
 
 // Column n * classes + c of the tile's right side: neighbours in memory are neighbouring classes.
 template <typename T>
@@ -62,7 +62,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     const int own = static_cast<int>(threadIdx.x);
     if (own < Tile::kRows) masses[own] = row0 + own < count ? static_cast<T>(mass[first + row0 + own]) : T(0);
     typename Tile::Products q;
-    double unused = 0;
+    Squares unused;
     tile.template multiply<false>(weights, first + row0, probs, column0, weights.source.width, 0, q, unused);
 #pragma unroll
     for (int c = 0; c < kEach; ++c) {
@@ -80,10 +80,9 @@ template <typename T, int kEach>
 void entropies(const Draws& probs, const Rows& weights, const double* mass, double* out, const Device& device) {
   using Tile = ProductTile<T, kEach, kEach>;
   const auto shared = Tile::shared_bytes(&weights.factor[0].width, 1);
-  check(cudaFuncSetAttribute(entropy_kernel<T, kEach>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                             static_cast<int>(shared)));
+  Tile::allow_shared(entropy_kernel<T, kEach>, 1);
   const int64_t groups = (weights.count + kGroupRows - 1) / kGroupRows;
-  const int64_t some = std::min(probs.count, std::max<int64_t>(1, kColumnsAtATime / probs.classes));
+  const int64_t some = std::min(probs.count, std::max<int64_t>(1, kSums / std::max<int64_t>(1, groups) / probs.classes));
   double* sums = device.scratch<double>(groups * some * probs.classes);
   check(cudaMemsetAsync(out, 0, static_cast<size_t>(probs.count) * sizeof(double), device.stream));
   if (groups == 0) return;

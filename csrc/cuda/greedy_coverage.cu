@@ -1,8 +1,8 @@
 // The two steps of greedy coverage that touch every row: similarities come out of the product tile and are used up on the
 // spot, so that no matrix of them exists.
 //
-// coverage_gains: sum_i weights[i] max(0, s(i, j) - covered[i]) for a block of candidates j. The rows are packed some 64 MB
-// at a time; a block of threads takes 128 candidates and a group of 1024 rows, 128 at a time, and adds up in float64.
+// coverage_gains: sum_i weights[i] max(0, s(i, j) - covered[i]) for a block of candidates j. The rows are packed up to
+// 512 MB at a time; a block of threads takes 128 candidates and a group of 256 rows, 128 at a time, and adds up in float64.
 // Traffic: the rows once, and their packed copy once for each 128 candidates.
 //
 // raise_covered: a block of threads takes 128 rows and all centres, and keeps each row's largest similarity.
@@ -17,8 +17,9 @@
 namespace alkernels::cuda {
 namespace {
 
-constexpr int64_t kPackedBytes = 64 << 20;
-constexpr int64_t kColumnsAtATime = 4096;  // candidates whose sums, one a group, are held
+constexpr int64_t kPackedBytes = 512 << 20;
+constexpr int64_t kMostGroups = 1 << 14;   // of rows that are packed at a time
+constexpr int64_t kColumnsAtATime = 1024;  // candidates whose sums, one a group, are held
 constexpr double kDoubt = 1e-10;           // of the bandwidth's square: products that lose more are not trusted
 
 Metric metric_for(Similarity kind) { return kind == Similarity::kCosine ? Metric::kCosine : Metric::kEuclidean; }
@@ -88,7 +89,7 @@ __global__ void __launch_bounds__(kThreads, 2)
       level[own] = inside ? -not_below(T(), -covered[i]) : T(0);
     }
     typename Tile::Products product;
-    double unused = 0;
+    Squares unused;
     tile.template multiply<false>(PackedLoader<T>(rows, 0), first + row0, PackedLoader<T>(columns, 0), column0,
                                   rows.width[0], 0, product, unused);
 #pragma unroll
@@ -129,7 +130,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int64_t row0 = blockIdx.x * static_cast<int64_t>(Tile::kRows);
   for (int64_t column0 = 0; column0 < centers.count; column0 += Tile::kColumns) {
     typename Tile::Products product;
-    double unused = 0;
+    Squares unused;
     tile.template multiply<false>(PackedLoader<double>(rows, 0), row0, PackedLoader<double>(centers, 0), column0,
                                   rows.width[0], 0, product, unused);
 #pragma unroll
@@ -154,8 +155,8 @@ __global__ void __launch_bounds__(kThreads, 2)
 // Rows that are packed at a time: whole groups.
 template <typename T>
 int64_t rows_at_a_time(const Rows& rows) {
-  const int64_t fit = kPackedBytes / (rows.width() * static_cast<int64_t>(sizeof(T))) / kGroupRows * kGroupRows;
-  return std::max(kGroupRows, std::min(fit, round_up(rows.count, kGroupRows)));
+  const int64_t fit = kPackedBytes / (rows.width() * static_cast<int64_t>(sizeof(T))) / kGroupRows;
+  return std::clamp<int64_t>(fit, 1, kMostGroups) * kGroupRows;
 }
 
 Refine refinement(bool on, const Rows& rows, const Rows& columns, Similarity kind, double bandwidth) {
@@ -178,14 +179,14 @@ void gains(const Rows& pool, const double* weights, const double* covered, const
   }
   const double lowered = 1 - error_share<T>(pool, metric);
   const auto shared = Tile::shared_bytes(&pool.factor[0].width, 1);
-  check(cudaFuncSetAttribute(gains_kernel<T, kEach, kKind>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                             static_cast<int>(shared)));
+  Tile::allow_shared(gains_kernel<T, kEach, kKind>, 1);
   check(cudaMemsetAsync(out, 0, static_cast<size_t>(candidates.count) * sizeof(double), device.stream));
 
   const int64_t some = std::min(candidates.count, kColumnsAtATime), some_rows = rows_at_a_time<T>(pool);
   Packed<T> columns = new_packed<T>(candidates, metric, some, device);
   Packed<T> rows = new_packed<T>(pool, metric, std::min(some_rows, pool.count), device);
-  double* sums = device.scratch<double>(some_rows / kGroupRows * some);
+  const int64_t most_groups = (std::min(some_rows, pool.count) + kGroupRows - 1) / kGroupRows;
+  double* sums = device.scratch<double>(most_groups * some);
   for (int64_t first = 0; first < candidates.count; first += some) {
     const Rows column_part = slice(candidates, first, std::min(some, candidates.count - first));
     pack(column_part, metric, shift, true, columns, device);
@@ -215,7 +216,7 @@ void raise(const Rows& pool, const Rows& center_rows, const double* shift_at, do
   Packed<double> centers = new_packed<double>(center_rows, metric, center_rows.count, device);
   pack(center_rows, metric, shift, true, centers, device);
   const auto shared = Tile::shared_bytes(&pool.factor[0].width, 1);
-  check(cudaFuncSetAttribute(raise_kernel<kKind>, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)));
+  Tile::allow_shared(raise_kernel<kKind>, 1);
   const int64_t some = rows_at_a_time<double>(pool);
   Packed<double> rows = new_packed<double>(pool, metric, std::min(some, pool.count), device);
   for (int64_t begin = 0; begin < pool.count; begin += some) {

@@ -6,7 +6,7 @@
 // finish chooses the digit of the m-th. Then the m rows at or before it are collected, and each finds its place by counting
 // those before it. Traffic: d2 once a pass, eight to ten passes, plus m^2 comparisons in cache.
 //
-// k_center_block: the sequential rule inside those m rows, on their m x m squared distances: one block of threads, two
+// k_center_block: the sequential rule inside those m rows, on their m x m squared distances: one block of threads, four
 // candidates a thread, a barrier a pick. A pick stands while no row outside can beat it and its distance is above the
 // level to which distances are known.
 #include "../common/candidate.h"
@@ -74,10 +74,23 @@ __global__ void __launch_bounds__(kThreads)
     histogram[b] = atomicExch(&select->histogram[b], 0u);  // ready for the next digit
   }
   __syncthreads();
-  if (threadIdx.x != 0) return;
+  if (threadIdx.x >= kWarp) return;
+  // A lane adds up 64 bins, from the top; the lane that passes the rest finds the bin.
+  constexpr int kEach = kBins / kWarp;
+  const int top = kBins - 1 - lane() * kEach;
+  unsigned long long own = 0;
+  for (int b = 0; b < kEach; ++b) own += histogram[top - b];
+  unsigned long long up_to = own;
+  for (int step = 1; step < kWarp; step *= 2) {
+    const unsigned long long other = __shfl_up_sync(kAllLanes, up_to, step);
+    if (lane() >= step) up_to += other;
+  }
   unsigned long long rest = select->rest;
-  int b = (1 << digit.bits) - 1;
-  while (b > 0 && histogram[b] < rest) rest -= histogram[b--];
+  __syncwarp();
+  if (up_to < rest || up_to - own >= rest) return;
+  rest -= up_to - own;
+  int b = top;
+  while (histogram[b] < rest) rest -= histogram[b--];
   select->rest = rest;
   (digit.of_index ? select->index : select->value) |= static_cast<uint64_t>(b) << digit.shift;
   select->blocks_done = 0;
@@ -158,11 +171,11 @@ __global__ void __launch_bounds__(kPlayers, 1)
                     const int64_t* __restrict__ indices, const double* __restrict__ bound_at,
                     const double* __restrict__ level_at, int64_t limit, double* __restrict__ scratch, int64_t* __restrict__ picks, double* __restrict__ scores) {
   constexpr int kWarps = kPlayers / kWarp;
-  ALK_SHARED(double, near, [kPlayers]);
+  ALK_SHARED(double, near, [kNear]);
   ALK_SHARED(Best, warp_best, [2][kWarps]);
   const int64_t m = block.count;
   const double bound = *bound_at, level = *level_at;
-  double* const d2 = m <= kPlayers ? near : scratch;
+  double* const d2 = m <= kNear ? near : scratch;
   const int thread = static_cast<int>(threadIdx.x), warp = thread / kWarp;
 
   Best tie{-1, -1, -1};  // of the candidates that started at the bound: the last
@@ -212,7 +225,7 @@ void play(const Rows& rows, const double* shift, Metric metric, const double* va
           const double* bound, const double* level, int64_t limit, int64_t* picks, double* scores,
           const Device& device) {
   const BlockDistances<T> block = block_distances<T>(rows, metric, shift, device);
-  double* scratch = rows.count > kPlayers ? device.scratch<double>(rows.count) : nullptr;
+  double* scratch = rows.count > kNear ? device.scratch<double>(rows.count) : nullptr;
   ALK_LAUNCH(k_center_kernel<T>, 1, kPlayers, 0, device.stream, block, values, indices, bound, level,
              std::min(limit, rows.count), scratch, picks, scores);
 }

@@ -5,7 +5,7 @@
 // order of all sums is fixed. Reads d2 once, and 32 kB of it a draw.
 //
 // kmeans_plusplus_block: proposals drawn from stale weights, accepted in order with probability (weight now) / (stale
-// weight), on their squared distances: one block of threads, two proposals a thread, two barriers an acceptance. An
+// weight), on their squared distances: one block of threads, four proposals a thread, two barriers an acceptance. An
 // accepted row is distributed exactly as one drawn from the weights of that moment.
 #include "block_distances.cuh"
 
@@ -103,9 +103,9 @@ __global__ void __launch_bounds__(kPlayers, 1)
                   const double* __restrict__ uniforms, const double* __restrict__ level, int64_t limit,
                   double* __restrict__ scratch,
                   int64_t* __restrict__ picks, double* __restrict__ scores) {
-  ALK_SHARED(double, near, [kPlayers]);
+  ALK_SHARED(double, near, [kNear]);
   const int64_t count = block.count;
-  double* const now = count <= kPlayers ? near : scratch;
+  double* const now = count <= kNear ? near : scratch;
   const auto thread = static_cast<int64_t>(threadIdx.x);
   for (int64_t i = thread; i < count; i += kPlayers) {
     now[i] = values[i];
@@ -141,7 +141,7 @@ template <typename T>
 void play(const Rows& rows, const double* shift, Metric metric, const double* values, const int64_t* indices,
           const double* uniforms, const double* level, int64_t limit, int64_t* picks, double* scores, const Device& device) {
   const BlockDistances<T> block = block_distances<T>(rows, metric, shift, device);
-  double* scratch = rows.count > kPlayers ? device.scratch<double>(rows.count) : nullptr;
+  double* scratch = rows.count > kNear ? device.scratch<double>(rows.count) : nullptr;
   ALK_LAUNCH(accept_kernel<T>, 1, kPlayers, 0, device.stream, block, values, indices, uniforms, level, limit, scratch,
              picks, scores);
 }

@@ -62,15 +62,22 @@ __device__ inline T element(const Lowering<T>& p, int f, int64_t row, int64_t k)
   return p.left[f].shift ? x - p.left[f].shift[k] : x;
 }
 
-// What the norm of a row makes of its products: n_i, the squared length, the factor of the products. NaN: measure it.
+// Multiplies a row's norm by a factor's. NaN: products do not tell, measure the row.
 template <typename T>
-__device__ inline void row_constants(Metric metric, double norm, double& n, double& length, double& scale) {
-  n = length = norm;
+__device__ inline void take_in(Metric metric, const Squares& squares, double& norm) {
+  const bool sound = metric == Metric::kOuter   ? usable<T>(squares.sum, squares.any)
+                     : metric == Metric::kCosine ? (squares.sum > 1e-30 && squares.sum < 1e30) || !squares.any
+                                                 : true;
+  norm *= sound ? squares.sum : NAN;
+}
+
+// What the norm of a row makes of its products: n_i, which is its squared length, and the factor of the products.
+__device__ inline void row_constants(Metric metric, double norm, double& n, double& scale) {
+  n = norm;
   scale = 1;
   if (metric == Metric::kCosine) {  // rows of length one, but for rows of zeros
-    const bool plain = norm > 1e-30 && norm < 1e30;
-    n = length = plain || (norm == 0 && sizeof(T) == 4) ? 1 : NAN;
-    scale = plain ? 1 / sqrt(norm) : 0;
+    n = isnan(norm) ? norm : 1;
+    scale = norm > 0 ? 1 / sqrt(norm) : 0;
   }
 }
 
@@ -91,15 +98,16 @@ __global__ void __launch_bounds__(kThreads, 2) lower_kernel(const Lowering<T> p)
     double norm = 1;
     const auto multiply = [&](int f) {
       const PackedLoader<T> columns(p.block, f);
-      double unused = 0, squares = 0;
+      Squares squares;
       if (column0 == 0 && !p.norm) {
         tile.template multiply<true>(p.left[f], row0, columns, column0, p.block.width[f], f, product, squares);
-        for (int step = 1; step < Tile::kLoaders; step *= 2) squares += __shfl_xor_sync(kAllLanes, squares, step);
-        // (a factor without squares may still have elements: they underflowed)
-        if (p.block.factors == 2 && !usable<T>(squares, sizeof(T) == 8 || squares > 0)) squares = NAN;
-        norm *= squares;
+        for (int step = 1; step < Tile::kLoaders; step *= 2) {
+          squares.sum += __shfl_xor_sync(kAllLanes, squares.sum, step);
+          squares.any |= static_cast<bool>(__shfl_xor_sync(kAllLanes, static_cast<int>(squares.any), step));
+        }
+        take_in<T>(p.metric, squares, norm);
       } else {
-        tile.template multiply<false>(p.left[f], row0, columns, column0, p.block.width[f], f, product, unused);
+        tile.template multiply<false>(p.left[f], row0, columns, column0, p.block.width[f], f, product, squares);
       }
     };
     multiply(0);
@@ -111,8 +119,8 @@ __global__ void __launch_bounds__(kThreads, 2) lower_kernel(const Lowering<T> p)
     if (column0 == 0) {
       if (static_cast<int>(threadIdx.x) % Tile::kLoaders == 0) {
         const int r = Tile::loaded_row();
-        double n = norm, length, scale;
-        row_constants<T>(p.metric, norm, n, length, scale);
+        double n, scale;
+        row_constants(p.metric, norm, n, scale);
         norms[r] = n;
         row_scale[r] = static_cast<T>(scale);
       }
@@ -176,7 +184,7 @@ __global__ void __launch_bounds__(kThreads, 2) lower_kernel(const Lowering<T> p)
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kRefineThreads, 4) refine_kernel(const Lowering<T> p) {
+__global__ void __launch_bounds__(kRefineThreads, 3) refine_kernel(const Lowering<T> p) {
   constexpr int kWarps = kRefineThreads / kWarp;
   ALK_SHARED(double, value, [kRefineCenters]);
   ALK_SHARED(double, ceilings, [kWarps]);
@@ -192,16 +200,14 @@ __global__ void __launch_bounds__(kRefineThreads, 4) refine_kernel(const Lowerin
       length = p.length[row];
     } else {
       for (int f = 0; f < p.block.factors; ++f) {  // every warp for itself
-        double squares = 0;
-        for (int64_t k = lane(); k < p.block.width[f]; k += kWarp) {
-          const double x = static_cast<double>(element(p, f, row, k));
-          squares += x * x;
-        }
-        squares = warp_sum(squares);
-        if (p.block.factors == 2 && !usable<T>(squares, sizeof(T) == 8 || squares > 0)) squares = NAN;
-        n *= squares;
+        Squares squares;
+        for (int64_t k = lane(); k < p.block.width[f]; k += kWarp) squares.add(element(p, f, row, k));
+        squares.sum = warp_sum(squares.sum);
+        squares.any = __any_sync(kAllLanes, squares.any);
+        take_in<T>(p.metric, squares, n);
       }
-      row_constants<T>(p.metric, n, n, length, scale);
+      row_constants(p.metric, n, n, scale);
+      length = n;
     }
     const auto bound = [&](int64_t j) {
       const double n_j = p.block.length[j];
@@ -308,20 +314,13 @@ void lower(const Rows& rows, const Rows& center_rows, const double* shift_at, Me
       for (int f = 0; f < rows.factors; ++f) p.left[f] = loader<T>(p.rows.factor[f], f == 0 ? shift : nullptr);
     }
     check(cudaMemsetAsync(p.refined_count, 0, sizeof(*p.refined_count), device.stream));
-    const auto launch = [&](auto kernel, int64_t tile_rows, int64_t shared) {
-      check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)));
-      ALK_LAUNCH(kernel, blocks_for(p.rows.count, tile_rows), kThreads, shared, device.stream, p);
-    };
-    if constexpr (sizeof(T) == 8) {
-      using Tile = ProductTile<T, 4, 4>;
-      launch(lower_kernel<T, 4, 4>, Tile::kRows, Tile::shared_bytes(p.block.width, rows.factors));
-    } else if (rows.factors == 2) {
-      using Tile = ProductTile<T, 8, 4>;
-      launch(lower_kernel<T, 8, 4>, Tile::kRows, Tile::shared_bytes(p.block.width, rows.factors));
-    } else {
-      using Tile = ProductTile<T, 8, 8>;
-      launch(lower_kernel<T, 8, 8>, Tile::kRows, Tile::shared_bytes(p.block.width, rows.factors));
-    }
+    for_tile<T>(rows.factors, [&](auto tile) {
+      using Tile = typename decltype(tile)::Type;
+      const auto kernel = lower_kernel<T, tile.kRowsEach, tile.kColumnsEach>;
+      Tile::allow_shared(kernel, tile.kMostFactors);
+      ALK_LAUNCH(kernel, blocks_for(p.rows.count, Tile::kRows), kThreads,
+                 Tile::shared_bytes(p.block.width, rows.factors), device.stream, p);
+    });
     ALK_LAUNCH(refine_kernel<T>, static_cast<unsigned>(std::min<int64_t>(p.rows.count, 8 * device.multiprocessors)),
                kRefineThreads, 0, device.stream, p);
   }

@@ -131,8 +131,15 @@ __global__ void __launch_bounds__(kThreads, 2)
       const bool old = e < listed;
       const Candidate own = old ? Candidate{-values[e], indices[e]}
                                 : Candidate{-exact[e - listed], first_index + first + column[e - listed]};
-      int rank = old ? e : 0;
-      for (int l = 0; !old && l < listed && before({-values[l], indices[l]}, own); ++l) ++rank;
+      int rank = old ? e : 0, end = old ? e : listed;
+      while (rank < end) {  // how many of the list are before
+        const int middle = (rank + end) / 2;
+        if (before({-values[middle], indices[middle]}, own)) {
+          rank = middle + 1;
+        } else {
+          end = middle;
+        }
+      }
       for (int c = 0; c < found; ++c) rank += before({-exact[c], first_index + first + column[c]}, own);
       if (rank < k) {
         kept_values[rank] = -own.value;
@@ -148,23 +155,34 @@ __global__ void __launch_bounds__(kThreads, 2)
   }
 }
 
+// What a merge of up to `rows` rows with k neighbours needs, allocated once.
+template <typename T>
+struct MergeSpace {
+  MergeSpace(int64_t rows, int64_t k, const Device& device)
+      : rows_at_a_time(std::clamp<int64_t>(kMatrixBytes / (kScreened * static_cast<int64_t>(sizeof(T))), 1, rows)),
+        blocks(std::min<int64_t>(rows_at_a_time, 8 * device.multiprocessors)),
+        products(device.scratch<T>(rows_at_a_time * kScreened)),
+        values(device.scratch<double>(blocks * k)),
+        indices(device.scratch<int64_t>(blocks * k)) {}
+
+  const int64_t rows_at_a_time, blocks;
+  T* const products;
+  double* const values;  // a list a block of threads
+  int64_t* const indices;
+};
+
 // Merges all columns into each row's list: product values of some rows and kScreened columns at a time.
 template <typename T, typename Source>
 void merge_nearest(const Packed<T>& rows, const Packed<T>& columns, const Source& source, int64_t first_index,
-                   const Lists& lists, const Device& device) {
-  const int64_t some = std::max<int64_t>(1, kMatrixBytes / (kScreened * static_cast<int64_t>(sizeof(T))));
-  const int64_t blocks = std::min<int64_t>(std::min(rows.count, some), 8 * device.multiprocessors);
-  T* products = device.scratch<T>(std::min(some, rows.count) * kScreened);
-  double* kept_values = device.scratch<double>(blocks * lists.k);
-  int64_t* kept_indices = device.scratch<int64_t>(blocks * lists.k);
-  for (int64_t begin = 0; begin < rows.count; begin += some) {
-    const Packed<T> part = slice(rows, begin, std::min(some, rows.count - begin));
+                   const Lists& lists, const MergeSpace<T>& space, const Device& device) {
+  for (int64_t begin = 0; begin < rows.count; begin += space.rows_at_a_time) {
+    const Packed<T> part = slice(rows, begin, std::min(space.rows_at_a_time, rows.count - begin));
     for (int64_t first = 0; first < columns.count; first += kScreened) {
       const Packed<T> screened = slice(columns, first, std::min<int64_t>(kScreened, columns.count - first));
-      product_matrix(part, screened, products, kScreened, device);
-      ALK_LAUNCH((merge_kernel<T, Source>), static_cast<unsigned>(std::min(blocks, part.count)), kThreads, 0,
-                 device.stream, source, products, begin, part.count, first, static_cast<int>(screened.count),
-                 first_index, lists, kept_values, kept_indices);
+      product_matrix(part, screened, space.products, kScreened, device);
+      ALK_LAUNCH((merge_kernel<T, Source>), static_cast<unsigned>(std::min(space.blocks, part.count)), kThreads, 0,
+                 device.stream, source, space.products, begin, part.count, first, static_cast<int>(screened.count),
+                 first_index, lists, space.values, space.indices);
     }
   }
 }
@@ -186,12 +204,13 @@ static __global__ void __launch_bounds__(kThreads)
   out[blockIdx.x] = largest;
 }
 
-inline double* largest_of(const double* values, int64_t count, const Device& device) {
-  const int64_t groups = (count + kScreened - 1) / kScreened;
-  double* out = device.scratch<double>(groups);
-  if (groups > 0)
-    ALK_LAUNCH(largest_kernel, static_cast<unsigned>(groups), kThreads, 0, device.stream, values, count, out);
-  return out;
+// Of so many groups of kScreened.
+inline int64_t screened_groups(int64_t count) { return (count + kScreened - 1) / kScreened; }
+
+inline void largest_of(const double* values, int64_t count, double* out, const Device& device) {
+  if (count > 0)
+    ALK_LAUNCH(largest_kernel, static_cast<unsigned>(screened_groups(count)), kThreads, 0, device.stream, values, count,
+               out);
 }
 
 }  // namespace alkernels::cuda

@@ -34,16 +34,18 @@ void nearest(const Rows& queries, const Rows& points, const double* shift_at, Me
   const int64_t some = std::max<int64_t>(kScreened, kPackedBytes / row_bytes / kScreened * kScreened);
   Packed<T> left = new_packed<T>(queries, metric, std::min(some, queries.count), device);
   Packed<T> right = new_packed<T>(points, metric, std::min(some, points.count), device);
+  double* largest = device.scratch<double>(screened_groups(std::min(some, points.count)));
+  const MergeSpace<T> space(std::min(some, queries.count), lists.k, device);
   for (int64_t first = 0; first < points.count; first += some) {
     const Rows columns = slice(points, first, std::min(some, points.count - first));
     pack(columns, metric, shift, true, right, device);
-    const double* largest = largest_of(right.length, right.count, device);
+    largest_of(right.length, right.count, largest, device);
     for (int64_t begin = 0; begin < queries.count; begin += some) {
       const Rows rows = slice(queries, begin, std::min(some, queries.count - begin));
       pack(rows, metric, shift, false, left, device);
       const Distances<T> distances{rows, columns, metric, error_share<T>(queries, metric), left.length, largest};
       merge_nearest(left, right, distances, first_point + first,
-                    {lists.k, lists.values + begin * lists.k, lists.indices + begin * lists.k}, device);
+                    {lists.k, lists.values + begin * lists.k, lists.indices + begin * lists.k}, space, device);
     }
   }
 }

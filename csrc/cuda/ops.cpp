@@ -20,6 +20,7 @@ class TorchMemory final : public Memory {
     try {
       blocks_.push_back(torch::stable::new_empty(like_, {std::max<int64_t>(count, 1)}, ScalarType::Byte));
     } catch (const std::exception&) {  // says no more than that a call failed
+      check(cudaPeekAtLastError());    // of an earlier kernel, that is
       throw std::runtime_error("CUDA out of memory. Tried to allocate " + std::to_string(count) +
                                " bytes for the work of an op");
     }

@@ -150,7 +150,7 @@ struct Divergences {
   double sign;  // -1: of the negated divergences
   double share;
   Side<T> left, right;
-  const double *longest, *constant;  // the largest deviation and constant of each kScreened rows of q
+  double *longest, *constant;  // the largest deviation and constant of each kScreened rows of q
 
   // Whether q_j rules out a class that p_i allows.
   __device__ bool impossible(int64_t i, int64_t j) const {
@@ -229,6 +229,13 @@ Side<T> new_side(const Rows& rows, int64_t capacity, const Device& device) {
   return side;
 }
 
+// Rows that are packed at a time.
+template <typename T>
+int64_t rows_at_a_time(const Rows& rows) {
+  const int64_t row_bytes = rows.factor[0].width * static_cast<int64_t>(sizeof(T));
+  return std::max<int64_t>(kScreened, kPackedBytes / row_bytes / kScreened * kScreened);
+}
+
 // Calls use(divergences, begin, first) for tiles of both sets, packed.
 template <typename T, typename Use>
 void for_tiles(const Rows& p, const Rows& q, bool log_input, double sign, const Device& device, const Use& use) {
@@ -238,20 +245,21 @@ void for_tiles(const Rows& p, const Rows& q, bool log_input, double sign, const 
   ALK_LAUNCH(mean_kernel, blocks, kThreads, 0, device.stream, Distributions{p.factor[0], log_input}, false, mean_p);
   ALK_LAUNCH(mean_kernel, blocks, kThreads, 0, device.stream, Distributions{q.factor[0], log_input}, true, mean_log_q);
 
-  const int64_t row_bytes = width * static_cast<int64_t>(sizeof(T));
-  const int64_t some = std::max<int64_t>(kScreened, kPackedBytes / row_bytes / kScreened * kScreened);
+  const int64_t some = rows_at_a_time<T>(p);
   Divergences<T> all;
   all.sign = sign;
   all.share = error_share<T>(p, Metric::kEuclidean);
   all.left = new_side<T>(p, std::min(some, p.count), device);
   all.right = new_side<T>(q, std::min(some, q.count), device);
+  all.longest = device.scratch<double>(screened_groups(std::min(some, q.count)));
+  all.constant = device.scratch<double>(screened_groups(std::min(some, q.count)));
   for (int64_t first = 0; first < q.count; first += some) {
     all.q = {slice(q, first, std::min(some, q.count - first)).factor[0], log_input};
     all.right.packed.count = all.q.rows.rows;
     ALK_LAUNCH(pack_q_kernel<T>, blocks_for(all.q.rows.rows, kThreads / kWarp), kThreads, 0, device.stream, all.q, sign,
                mean_p, mean_log_q, all.right);
-    all.longest = largest_of(all.right.packed.length, all.right.packed.count, device);
-    all.constant = largest_of(all.right.packed.norm, all.right.packed.count, device);
+    largest_of(all.right.packed.length, all.right.packed.count, all.longest, device);
+    largest_of(all.right.packed.norm, all.right.packed.count, all.constant, device);
     for (int64_t begin = 0; begin < p.count; begin += some) {
       all.p = {slice(p, begin, std::min(some, p.count - begin)).factor[0], log_input};
       all.left.packed.count = all.p.rows.rows;
@@ -277,9 +285,10 @@ void all_pairs(const Rows& p, const Rows& q, bool log_input, T* out, int64_t ld,
 template <typename T>
 void nearest(const Rows& p, const Rows& q, bool log_input, bool largest, int64_t first_row, const Lists& lists,
              const Device& device) {
+  const MergeSpace<T> space(std::min(rows_at_a_time<T>(p), p.count), lists.k, device);
   for_tiles<T>(p, q, log_input, largest ? -1 : 1, device, [&](const Divergences<T>& all, int64_t begin, int64_t first) {
     merge_nearest(all.left.packed, all.right.packed, all, first_row + first,
-                  {lists.k, lists.values + begin * lists.k, lists.indices + begin * lists.k}, device);
+                  {lists.k, lists.values + begin * lists.k, lists.indices + begin * lists.k}, space, device);
   });
 }
 

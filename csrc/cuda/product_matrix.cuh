@@ -16,7 +16,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int64_t row0 = blockIdx.y * static_cast<int64_t>(Tile::kRows);
   const int64_t column0 = blockIdx.x * static_cast<int64_t>(Tile::kColumns);
   typename Tile::Products product;
-  double unused = 0;
+  Squares unused;
   tile.template multiply<false>(PackedLoader<T>(rows, 0), row0, PackedLoader<T>(columns, 0), column0, rows.width[0], 0,
                                 product, unused);
   if (rows.factors == 2) {
@@ -44,21 +44,13 @@ constexpr int64_t kMaxMatrixRows = 65535 * 64;
 template <typename T>
 void product_matrix(const Packed<T>& rows, const Packed<T>& columns, T* out, int64_t ld, const Device& device) {
   if (rows.count == 0 || columns.count == 0) return;
-  const auto launch = [&](auto kernel, int64_t tile_rows, int64_t tile_columns, int64_t shared) {
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)));
-    ALK_LAUNCH(kernel, dim3(blocks_for(columns.count, tile_columns), blocks_for(rows.count, tile_rows)), kThreads, shared,
-               device.stream, rows, columns, out, ld);
-  };
-  if constexpr (sizeof(T) == 8) {
-    using Tile = ProductTile<T, 4, 4>;
-    launch(product_matrix_kernel<T, 4, 4>, Tile::kRows, Tile::kColumns, Tile::shared_bytes(rows.width, rows.factors));
-  } else if (rows.factors == 2) {
-    using Tile = ProductTile<T, 8, 4>;
-    launch(product_matrix_kernel<T, 8, 4>, Tile::kRows, Tile::kColumns, Tile::shared_bytes(rows.width, rows.factors));
-  } else {
-    using Tile = ProductTile<T, 8, 8>;
-    launch(product_matrix_kernel<T, 8, 8>, Tile::kRows, Tile::kColumns, Tile::shared_bytes(rows.width, rows.factors));
-  }
+  for_tile<T>(rows.factors, [&](auto tile) {
+    using Tile = typename decltype(tile)::Type;
+    const auto kernel = product_matrix_kernel<T, tile.kRowsEach, tile.kColumnsEach>;
+    Tile::allow_shared(kernel, tile.kMostFactors);
+    ALK_LAUNCH(kernel, dim3(blocks_for(columns.count, Tile::kColumns), blocks_for(rows.count, Tile::kRows)), kThreads,
+               Tile::shared_bytes(rows.width, rows.factors), device.stream, rows, columns, out, ld);
+  });
 }
 
 }  // namespace alkernels::cuda

@@ -16,16 +16,28 @@ namespace alkernels::cuda {
 
 constexpr int kRun = 64;
 
+// The squared length of a row, and whether it has any element but zeros: squares may underflow.
+struct Squares {
+  double sum = 0;
+  bool any = false;
+
+  template <typename T>
+  __device__ __forceinline__ void add(T x) {
+    sum += static_cast<double>(x) * static_cast<double>(x);
+    any |= x != 0;
+  }
+};
+
 // How far n_i + n_j - 2 * product may be from the truth when computed in T, as a share of n_i + n_j: multiples of the
 // unit rounding error, above what the worst data gave (all summands of one sign and size, where roundings add up along
-// a run). tests/test_error_bound.py holds it against float64.
+// a run, by 0.25 units a summand). tests/test_error_bound.py holds it against float64.
 template <typename T>
 double error_share(const Rows& rows, Metric metric) {
   double multiples = 0;
   for (int f = 0; f < rows.factors; ++f) {
     const auto width = static_cast<double>(rows.factor[f].width * (metric == Metric::kSymmetricKl ? 2 : 1));
     const double run = sizeof(T) == 4 && width > kRun ? kRun : width;
-    multiples += 6 + run / 5 + (width - run) / kRun / 5;
+    multiples += 6 + run / 4 + (width - run) / kRun / 4;
   }
   return multiples * static_cast<double>(std::numeric_limits<T>::epsilon()) / 2;
 }
@@ -41,13 +53,20 @@ class ProductTile {
 
   static_assert(kDepth <= kMaxDepth && kRows * kDepth == 4 * kThreads && kColumns * kDepth <= 4 * kThreads, "a load a thread");
 
-  // Bytes of dynamic shared memory for factors of these widths.
+  // Bytes of dynamic shared memory for factors of these widths: stages, what is put by or totals, the second's totals.
   static int64_t shared_bytes(const int64_t* widths, int factors) {
     int64_t bytes = kStageBytes;
-    for (int f = 0; f < factors; ++f) {
-      if (factors == 2 || (kTotals && widths[f] > kRun)) bytes += kTotalBytes;
-    }
+    if (factors == 2 || (kTotals && widths[0] > kRun)) bytes += kTotalBytes;
+    if (factors == 2 && kTotals && widths[1] > kRun) bytes += kTotalBytes;
     return bytes;
+  }
+
+  // Lets a kernel have as much as any widths need. Always the same, since another host thread may be about to launch it.
+  template <typename Kernel>
+  static void allow_shared(Kernel kernel, int factors) {
+    const int64_t wide[] = {kRun + 1, kRun + 1};
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(shared_bytes(wide, factors))));
   }
 
   __device__ explicit ProductTile(unsigned char* shared)
@@ -65,11 +84,11 @@ class ProductTile {
   static constexpr int kLoaders = kDepth / 4;
   __device__ static int loaded_row() { return static_cast<int>(threadIdx.x) / kLoaders; }
 
-  // out[r][c] = <row row0 + row(r), column column0 + column(c)> over `width` features, for factor `f` of `factors`. Adds the
-  // squares of the row features that this thread loads to `norm` where kNorms. Begins and ends with all threads together.
+  // out[r][c] = <row row0 + row(r), column column0 + column(c)> over `width` features, for factor `f`. Where kNorms, `norm`
+  // takes in the row features that this thread loads. Begins and ends with all threads together.
   template <bool kNorms, typename Left, typename Right>
   __device__ __forceinline__ void multiply(const Left& left, int64_t row0, const Right& right, int64_t column0, int64_t width,
-                                           int f, Products& out, double& norm) {
+                                           int f, Products& out, Squares& norm) {
     const int thread = static_cast<int>(threadIdx.x), depth = static_cast<int>(width);
     const int depth_at = thread % kLoaders * 4;
     const bool loads_column = thread < kColumns * kLoaders;
@@ -87,7 +106,7 @@ class ProductTile {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         rows_[stage][depth_at + i][loaded_row()] = a[i];
-        if (kNorms) norm += static_cast<double>(a[i]) * static_cast<double>(a[i]);
+        if (kNorms) norm.add(a[i]);
       }
       if (loads_column) {
 #pragma unroll
@@ -173,5 +192,24 @@ class ProductTile {
   T (*const columns_)[kDepth][kColumnStride];
   T* const totals_;
 };
+
+// The tile for rows of so many factors. Two leave a thread fewer products: what the first is put by takes shared memory.
+template <typename T, int kRowsOfThread, int kColumnsOfThread>
+struct TileOf {
+  static constexpr int kRowsEach = kRowsOfThread, kColumnsEach = kColumnsOfThread;
+  static constexpr int kMostFactors = sizeof(T) == 4 && kColumnsEach == 8 ? 1 : 2;
+  using Type = ProductTile<T, kRowsEach, kColumnsEach>;
+};
+
+template <typename T, typename Call>
+void for_tile(int factors, const Call& call) {
+  if constexpr (sizeof(T) == 8) {
+    call(TileOf<T, 4, 4>());
+  } else if (factors == 2) {
+    call(TileOf<T, 8, 4>());
+  } else {
+    call(TileOf<T, 8, 8>());
+  }
+}
 
 }  // namespace alkernels::cuda

@@ -251,11 +251,11 @@ __device__ inline void unit_scale(const RowSource& source, int64_t row, double& 
   largest = 0;
   for (int64_t c = own_lane<kLanes>(); c < source.width; c += kLanes) {
     const double magnitude = fabs(read<double>(source, row, c));
-    if (!(magnitude <= largest)) largest = magnitude;  // NaN stays
+    if (magnitude > largest || isnan(magnitude)) largest = magnitude;  // NaN stays
   }
   for (int step = kLanes / 2; step > 0; step /= 2) {
     const double other = __shfl_xor_sync(kAllLanes, largest, step);
-    if (!(other <= largest) || isnan(other)) largest = other;
+    if (other > largest || isnan(other)) largest = other;
   }
   length = 0;
   if (largest > 0) {
