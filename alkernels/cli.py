@@ -136,6 +136,7 @@ def _parser() -> argparse.ArgumentParser:
         choices=["euclidean", "cosine", "symmetric_kl"],
         help="k_center_greedy's distance (default: euclidean)",
     )
+    select.add_argument("--device", metavar="D", help="a GPU to work with, such as cuda (default: the CPU)")
     select.add_argument("--threads", type=_integer(1, 1024), metavar="T", help="CPU threads (default: torch's choice)")
     select.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     select.add_argument("--no-progress", action="store_true", help="no progress bar, not even on a terminal")
@@ -246,14 +247,15 @@ def _select(args: argparse.Namespace) -> None:
     labeled = _rows(labeled_files, "--labeled") if labeled_files else None
     progress = sys.stderr.isatty() and not args.no_progress
     try:
-        pool = check_pool(features)
+        pool = check_pool(features, args.device)
         rows = check_labeled(labeled, pool)
         began = time.perf_counter()
         outcome = STRATEGIES[args.strategy](pool, rows, args, seed, progress)
         seconds = time.perf_counter() - began
     except (ValueError, TypeError) as error:
         raise ValueError(_in_flags(str(error), args.features, labeled_files)) from error
-    write_selection(out, outcome.indices.numpy(), outcome.scores.numpy())
+    indices = outcome.indices.cpu()
+    write_selection(out, indices.numpy(), outcome.scores.cpu().numpy())
 
     numbers = {"cover_radius": outcome.cover_radius, **outcome.more}
     report = {
@@ -269,7 +271,7 @@ def _select(args: argparse.Namespace) -> None:
         **{name: value if math.isfinite(value) else None for name, value in numbers.items()},
         "passes": outcome.passes,
         "seconds": seconds,
-        "first_picks": outcome.indices[:10].tolist(),
+        "first_picks": indices[:10].tolist(),
         "out": args.out,
     }
     if args.json:
@@ -297,7 +299,7 @@ def _in_flags(message: str, features: Sequence[str], labeled: Sequence[str]) -> 
         return f"--{match['rows']} " + (given[int(match["factor"])] if match["factor"] else " ".join(given))
 
     return re.sub(
-        r"^(?P<number>k|start|metric)\b|\b(?P<rows>features|labeled)\b(?:\[(?P<factor>[01])\])?", flag, message
+        r"^(?P<number>k|start|metric|device)\b|\b(?P<rows>features|labeled)\b(?:\[(?P<factor>[01])\])?", flag, message
     )
 
 

@@ -114,6 +114,16 @@ def test_a_run_without_a_seed_can_be_repeated(folder: Path, capsys: pytest.Captu
     assert json.loads(capsys.readouterr().out)["seed"] != seed
 
 
+def test_device(folder: Path, capsys) -> None:
+    assert select("--device", "cpu") == 2
+    assert "--device must be a CUDA device such as 'cuda' or 'cuda:0', got 'cpu'" in capsys.readouterr().err
+    if torch.cuda.is_available() and alk.has_cuda_kernels():
+        assert select("--device", "cuda") == 0
+    else:
+        assert select("--device", "cuda") == 2
+        assert "--device must be" in capsys.readouterr().err
+
+
 def test_threads(folder: Path) -> None:
     before = torch.get_num_threads()
     try:

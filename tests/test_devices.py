@@ -392,3 +392,42 @@ def test_playing_a_block_before_its_rows_are_known_well_changes_nothing(name, ru
     monkeypatch.setattr(Pool, "remote", property(lambda self: True))
     for a, b in zip(plain, run(), strict=True):
         assert torch.equal(a, b)
+
+
+# every function that takes host memory to a GPU, on NumPy arrays
+FROM_HOST = {
+    "k_center_greedy": lambda t, **o: alk.k_center_greedy(t["x"], 40, start=5, return_distances=True, **o),
+    "kmeans_plusplus": lambda t, **o: alk.kmeans_plusplus((t["a"], t["x"]), 20, start=5, generator=0, **o),
+    "greedy_coverage": lambda t, **o: alk.greedy_coverage(t["x"], 9, kernel="tophat", bandwidth=9.0, **o),
+    "knn": lambda t, **o: alk.knn(t["x"], t["known"], 3, **o),
+    "joint_entropy": lambda t, **o: alk.joint_entropy(t["probs"], t["others"], generator=0, **o),
+    "batchbald": lambda t, **o: alk.batchbald(t["probs"], 3, generator=0, **o),
+    "bald": lambda t, **o: alk.bald(t["probs"], **o),
+    "epig": lambda t, **o: alk.epig(t["probs"], t["others"], **o),
+    "pairwise_kl": lambda t, **o: alk.pairwise_kl(t["p"], t["q"], reduce="topk", k=4, **o),
+}
+
+
+@pytest.mark.parametrize("name", FROM_HOST)
+def test_device_takes_host_memory_to_a_gpu(name, rng):
+    t = {key: value.numpy() for key, value in data(rng).items()}
+    call = FROM_HOST[name]
+    for wrong in ("cpu", "meta", "no device"):
+        with pytest.raises(ValueError, match="device must be a CUDA device such as 'cuda' or 'cuda:0', got '"):
+            call(t, device=wrong)
+    with pytest.raises(TypeError, match=r"device must be a torch\.device or its name, such as 'cuda', got int"):
+        call(t, device=3)
+    if not GPU:
+        with pytest.raises(ValueError, match="device must be"):
+            call(t, device="cuda")
+        return
+    here, there = call(t), call(t, device="cuda")
+    for a, b in zip(*((x if isinstance(x, tuple) else (x,)) for x in (here, there)), strict=True):
+        assert isinstance(b, np.ndarray)
+        np.testing.assert_allclose(b, a, rtol=1e-6, atol=1e-9)
+
+
+def test_gradients_have_no_device(rng):
+    p = torch.rand(4, 3, generator=rng).softmax(1).requires_grad_()
+    with pytest.raises(ValueError, match="device must be None where p or q requires a gradient"):
+        alk.pairwise_kl(p, p, device="cuda")
