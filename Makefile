@@ -25,7 +25,7 @@ lint: .setup-test .setup-lint
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
-	$(PY) -c 'import sys, clang_format; sys.exit(clang_format.clang_format())' --dry-run --Werror $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'tests/*.cpp' 'tests/*.h')
+	$(PY) -c 'import sys, clang_format; sys.exit(clang_format.clang_format())' --dry-run --Werror $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh' 'tests/*.cpp' 'tests/*.h' 'tests/*.cu')
 
 bench: .setup-bench
 	$(PY) -m pytest benchmarks

@@ -33,7 +33,9 @@ def other_cuda(nvcc, torch):
     release = re.search(r"release (\d+)\.\d+", said)
     if release is None or release[1] == torch.version.cuda.split(".")[0]:
         return None
-    return f"torch {torch.__version__} has CUDA {torch.version.cuda}, {nvcc} is of {release[0].removeprefix('release ')}"
+    return (
+        f"torch {torch.__version__} has CUDA {torch.version.cuda}, {nvcc} is of {release[0].removeprefix('release ')}"
+    )
 
 
 def cuda_arguments(torch):

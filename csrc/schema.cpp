@@ -81,8 +81,8 @@ STABLE_TORCH_LIBRARY(alkernels, m) {
   // The m largest of d2, larger first, ties to the lower index.
   m.def("top_candidates(Tensor d2, int m) -> (Tensor values, Tensor indices)");
   // Farthest-first inside the candidates, while no row outside (none above `bound`) can beat the pick and it is at
-  // least at `level`: positions of the picks, -1 behind the last; their squared distances. Bound and level are vectors of
-  // one element, so that nobody waits for a GPU that has them.
+  // least at `level`: positions of the picks, -1 behind the last; their squared distances. Bound and level are vectors
+  // of one element, so that nobody waits for a GPU that has them.
   m.def(
       "k_center_block(Tensor rows, Tensor? rows2, Tensor? shift, int metric, Tensor values, Tensor indices, "
       "Tensor bound, Tensor level, int limit) -> (Tensor picks, Tensor scores)");

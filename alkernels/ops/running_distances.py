@@ -97,7 +97,9 @@ class RunningDistances:
         host has seen them.
         """
         lower = value < self.level
-        level = torch.where(lower, 0.8 * value, self.level)  # ahead of the fall, so that this is needed a few times only
+        level = torch.where(
+            lower, 0.8 * value, self.level
+        )  # ahead of the fall, so that this is needed a few times only
         return level, lower * (self.error > TOLERANCE * level).sum(dtype=torch.float64, dim=0, keepdim=True)
 
     def settle(self, level: float, doubtful: float) -> bool:
@@ -215,7 +217,9 @@ def middle(pool: Pool) -> torch.Tensor:
     """
     count = min(_SAMPLE, pool.count, max(3, _BLOCK_NUMBERS // pool.widths[0]))
     sample = pool.gather(torch.arange(count, device=pool.device) * pool.count // count)[0]
-    return sample.double().sort(dim=0).values[(count - 1) // 2].contiguous()  # median() has no deterministic CUDA kernel
+    return (
+        sample.double().sort(dim=0).values[(count - 1) // 2].contiguous()
+    )  # median() has no deterministic CUDA kernel
 
 
 def rounding_share(width: int, dtype: torch.dtype) -> float:

@@ -1,6 +1,6 @@
-// What torch calls: the steps' arguments checked and their results allocated, once for every device. Each device's ops.cpp
-// includes this behind its Place, where an op runs: Place(op, tensors...) raises unless all tensors are there, and has the
-// `device` that steps get.
+// What torch calls: the steps' arguments checked and their results allocated, once for every device. Each device's
+// ops.cpp includes this behind its Place, where an op runs: Place(op, tensors...) raises unless all tensors are there,
+// and has the `device` that steps get.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -72,8 +72,8 @@ std::tuple<Tensor, Tensor> k_center_block_op(Tensor rows, std::optional<Tensor> 
   Tensor picks = torch::stable::new_empty(indices, {candidates.count});
   Tensor scores = torch::stable::new_empty(values, {candidates.count});
   k_center_block(candidates, shift_of(shift, candidates, kOp), metric, values.const_data_ptr<double>(),
-                 indices.const_data_ptr<int64_t>(), bound.const_data_ptr<double>(), level.const_data_ptr<double>(), limit,
-                 picks.mutable_data_ptr<int64_t>(), scores.mutable_data_ptr<double>(), place.device);
+                 indices.const_data_ptr<int64_t>(), bound.const_data_ptr<double>(), level.const_data_ptr<double>(),
+                 limit, picks.mutable_data_ptr<int64_t>(), scores.mutable_data_ptr<double>(), place.device);
   return {picks, scores};
 }
 
@@ -105,8 +105,8 @@ std::tuple<Tensor, Tensor> kmeans_plusplus_block_op(Tensor rows, std::optional<T
   Tensor scores = torch::stable::new_empty(values, {proposals.count});
   kmeans_plusplus_block(proposals, shift_of(shift, proposals, kOp), metric, values.const_data_ptr<double>(),
                         indices.const_data_ptr<int64_t>(), uniforms.const_data_ptr<double>(),
-                        level.const_data_ptr<double>(), limit,
-                        picks.mutable_data_ptr<int64_t>(), scores.mutable_data_ptr<double>(), place.device);
+                        level.const_data_ptr<double>(), limit, picks.mutable_data_ptr<int64_t>(),
+                        scores.mutable_data_ptr<double>(), place.device);
   return {picks, scores};
 }
 

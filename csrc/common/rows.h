@@ -43,8 +43,8 @@ constexpr double kLogOfZero = -1e300;
 constexpr double kTinySquare = 1e-36;
 
 // A product form n_i + n_j - 2 * product is off by at most a share of n_i + n_j (each device's own, from how it sums).
-// For the nearest of all centres, given that it is at most sqrt(d2) away: by the triangle inequality its norm is then at
-// most |x| + sqrt(d2), however large the norms of others are.
+// For the nearest of all centres, given that it is at most sqrt(d2) away: by the triangle inequality its norm is then
+// at most |x| + sqrt(d2), however large the norms of others are.
 ALK_HOST_DEVICE inline double error_bound(double share, double norm, double d2, double largest_norm) {
   const double reached = norm + d2 + 2 * sqrt(norm * d2);
   return share * (norm + (reached < largest_norm ? reached : largest_norm)) + kTinySquare;

@@ -1,4 +1,5 @@
-// All squared distances inside a small block of rows, for the sequential rule that one block of threads plays out in it.
+// All squared distances inside a small block of rows, for the sequential rule that one block of threads plays out in
+// it.
 #pragma once
 
 #include "product_matrix.cuh"

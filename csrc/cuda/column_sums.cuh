@@ -1,6 +1,7 @@
 // Sums over rows of a function of the product tile's products: what BatchBALD's entropies and a coverage's gains are
-// made of. A block of threads sums a group of rows for a tile of columns; the groups' sums are added afterwards, in an order
-// that depends on nothing but their number, so that a column's sum is the same bits whichever columns it is computed beside.
+// made of. A block of threads sums a group of rows for a tile of columns; the groups' sums are added afterwards, in an
+// order that depends on nothing but their number, so that a column's sum is the same bits whichever columns it is
+// computed beside.
 #pragma once
 
 #include "product_tile.cuh"

@@ -1,12 +1,12 @@
 // conditional_entropy: out[n] = -sum_m mass[m] sum_c q log q, q[m, n, c] = sum_k weights[m, k] probs[n, k, c].
 //
-// A matrix product of the weights [m, K] with the probabilities as K x (n C) columns. A block of threads takes 128 columns and
-// a group of 256 rows, 128 at a time: the product tile leaves the q in registers, where q log q is taken and added up in
-// float64. Nothing of size m x n x C exists. Traffic: the probabilities once a group, the weights once a tile of columns
-// from L2, 8 bytes a group and column for the sums.
+// A matrix product of the weights [m, K] with the probabilities as K x (n C) columns. A block of threads takes 128
+// columns and a group of 256 rows, 128 at a time: the product tile leaves the q in registers, where q log q is taken
+// and added up in float64. Nothing of size m x n x C exists. Traffic: the probabilities once a group, the weights once
+// a tile of columns from L2, 8 bytes a group and column for the sums.
 //
-// With weights = the posterior over K draws given each of m label configurations, and mass = their probabilities, this is
-// the entropy of a candidate's label given the labels of a batch (alkernels/ops/joint_entropy.py).
+// With weights = the posterior over K draws given each of m label configurations, and mass = their probabilities, this
+// is the entropy of a candidate's label given the labels of a batch (alkernels/ops/joint_entropy.py).
 #include "column_sums.cuh"
 
 namespace alkernels::cuda {
@@ -68,8 +68,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     for (int c = 0; c < kEach; ++c) {
       T of_rows = 0;
 #pragma unroll
-      for (int r = 0; r < kEach; ++r)
-        of_rows -= q[r][c] == 0 ? T(0) : masses[Tile::row(r)] * (q[r][c] * log(q[r][c]));
+      for (int r = 0; r < kEach; ++r) of_rows -= q[r][c] == 0 ? T(0) : masses[Tile::row(r)] * (q[r][c] * log(q[r][c]));
       shares[Tile::ty()][Tile::column(c)] += static_cast<double>(of_rows);
     }
   }
@@ -82,7 +81,8 @@ void entropies(const Draws& probs, const Rows& weights, const double* mass, doub
   const auto shared = Tile::shared_bytes(&weights.factor[0].width, 1);
   Tile::allow_shared(entropy_kernel<T, kEach>, 1);
   const int64_t groups = (weights.count + kGroupRows - 1) / kGroupRows;
-  const int64_t some = std::min(probs.count, std::max<int64_t>(1, kSums / std::max<int64_t>(1, groups) / probs.classes));
+  const int64_t some =
+      std::min(probs.count, std::max<int64_t>(1, kSums / std::max<int64_t>(1, groups) / probs.classes));
   double* sums = device.scratch<double>(groups * some * probs.classes);
   check(cudaMemsetAsync(out, 0, static_cast<size_t>(probs.count) * sizeof(double), device.stream));
   if (groups == 0) return;
@@ -92,7 +92,8 @@ void entropies(const Draws& probs, const Rows& weights, const double* mass, doub
     part.data = static_cast<const char*>(probs.data) + begin * probs.stride[0] * (probs.wide ? 8 : 4);
     const int64_t columns = part.count * probs.classes;
     ALK_LAUNCH((entropy_kernel<T, kEach>), dim3(blocks_for(columns, Tile::kColumns), static_cast<unsigned>(groups)),
-               kThreads, shared, device.stream, loader<T>(weights.factor[0]), mass, DrawColumns<T>{part}, columns, sums);
+               kThreads, shared, device.stream, loader<T>(weights.factor[0]), mass, DrawColumns<T>{part}, columns,
+               sums);
     ALK_LAUNCH(add_groups_kernel, blocks_for(part.count, kThreads / kWarp), kThreads, 0, device.stream, sums, groups,
                columns, probs.classes, part.count, out + begin);
   }

@@ -42,9 +42,13 @@ inline void check(cudaError_t error) {
   if (error != cudaSuccess) throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorString(error));
 }
 
-inline unsigned blocks_for(int64_t items, int64_t a_block) { return static_cast<unsigned>((items + a_block - 1) / a_block); }
+inline unsigned blocks_for(int64_t items, int64_t a_block) {
+  return static_cast<unsigned>((items + a_block - 1) / a_block);
+}
 
-ALK_HOST_DEVICE inline int64_t round_up(int64_t x, int64_t multiple) { return (x + multiple - 1) / multiple * multiple; }
+ALK_HOST_DEVICE inline int64_t round_up(int64_t x, int64_t multiple) {
+  return (x + multiple - 1) / multiple * multiple;
+}
 
 #if defined(__CUDACC__) || defined(ALK_EMULATE)
 __device__ __forceinline__ int lane() { return static_cast<int>(threadIdx.x) % kWarp; }

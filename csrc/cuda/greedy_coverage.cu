@@ -1,14 +1,14 @@
-// The two steps of greedy coverage that touch every row: similarities come out of the product tile and are used up on the
-// spot, so that no matrix of them exists.
+// The two steps of greedy coverage that touch every row: similarities come out of the product tile and are used up on
+// the spot, so that no matrix of them exists.
 //
 // coverage_gains: sum_i weights[i] max(0, s(i, j) - covered[i]) for a block of candidates j. The rows are packed up to
-// 512 MB at a time; a block of threads takes 128 candidates and a group of 256 rows, 128 at a time, and adds up in float64.
-// Traffic: the rows once, and their packed copy once for each 128 candidates.
+// 512 MB at a time; a block of threads takes 128 candidates and a group of 256 rows, 128 at a time, and adds up in
+// float64. Traffic: the rows once, and their packed copy once for each 128 candidates.
 //
 // raise_covered: a block of threads takes 128 rows and all centres, and keeps each row's largest similarity.
 //
-// In float32 gains are upper bounds: squared distances are lowered, similarities and weights raised by what rounding may
-// have done to them. raise_covered takes float64 products, and the same arithmetic as the exact gains.
+// In float32 gains are upper bounds: squared distances are lowered, similarities and weights raised by what rounding
+// may have done to them. raise_covered takes float64 products, and the same arithmetic as the exact gains.
 //
 // Where even float64 products may lose a squared distance beside the bandwidth (`refine`: rows far apart, a narrow
 // kernel), a thread measures the few pairs that may be in range from differences.
@@ -115,7 +115,8 @@ __global__ void __launch_bounds__(kThreads, 2)
 }
 
 // What float32 drops of a term altogether is below its smallest normal number, weights being 2 at most.
-__global__ void __launch_bounds__(kThreads) raise_bounds_kernel(double* __restrict__ gains, int64_t count, double rows) {
+__global__ void __launch_bounds__(kThreads)
+    raise_bounds_kernel(double* __restrict__ gains, int64_t count, double rows) {
   const int64_t j = blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x;
   if (j < count) gains[j] = gains[j] * (1 + 2 * kRounding) + 1e-37 * rows;
 }
@@ -161,8 +162,9 @@ int64_t rows_at_a_time(const Rows& rows) {
 
 Refine refinement(bool on, const Rows& rows, const Rows& columns, Similarity kind, double bandwidth) {
   const double square = bandwidth * bandwidth;
-  return {on,     rows, columns, error_share<double>(rows, Metric::kEuclidean),
-          square, kind == Similarity::kRbf ? 750 * square : square};
+  return {on,      rows,
+          columns, error_share<double>(rows, Metric::kEuclidean),
+          square,  kind == Similarity::kRbf ? 750 * square : square};
 }
 
 template <typename T, int kEach, Similarity kKind>

@@ -1,10 +1,10 @@
 // The two steps of a block of k-center greedy that are not a distance tile (../../README.md, "How it works"). All of it
 // stays on the device: the host reads nothing in between.
 //
-// top_candidates: the m rows farthest from their centres, in order. A radix select on (value, index), kBits a pass from the
-// top: each pass counts the digits of the rows that agree with what is chosen so far, and the last block of threads to
-// finish chooses the digit of the m-th. Then the m rows at or before it are collected, and each finds its place by counting
-// those before it. Traffic: d2 once a pass, eight to ten passes, plus m^2 comparisons in cache.
+// top_candidates: the m rows farthest from their centres, in order. A radix select on (value, index), kBits a pass from
+// the top: each pass counts the digits of the rows that agree with what is chosen so far, and the last block of threads
+// to finish chooses the digit of the m-th. Then the m rows at or before it are collected, and each finds its place by
+// counting those before it. Traffic: d2 once a pass, eight to ten passes, plus m^2 comparisons in cache.
 //
 // k_center_block: the sequential rule inside those m rows, on their m x m squared distances: one block of threads, four
 // candidates a thread, a barrier a pick. A pick stands while no row outside can beat it and its distance is above the
@@ -169,7 +169,8 @@ template <typename T>
 __global__ void __launch_bounds__(kPlayers, 1)
     k_center_kernel(const BlockDistances<T> block, const double* __restrict__ values,
                     const int64_t* __restrict__ indices, const double* __restrict__ bound_at,
-                    const double* __restrict__ level_at, int64_t limit, double* __restrict__ scratch, int64_t* __restrict__ picks, double* __restrict__ scores) {
+                    const double* __restrict__ level_at, int64_t limit, double* __restrict__ scratch,
+                    int64_t* __restrict__ picks, double* __restrict__ scores) {
   constexpr int kWarps = kPlayers / kWarp;
   ALK_SHARED(double, near, [kNear]);
   ALK_SHARED(Best, warp_best, [2][kWarps]);
@@ -207,8 +208,7 @@ __global__ void __launch_bounds__(kPlayers, 1)
     if (lane() == 0) winners[warp] = best;
     __syncthreads();
     best = best_of_warp(lane() < kWarps ? winners[lane()] : Best{-1, INT64_MAX, -1});
-    if (best.position < 0 || best.value < level || best.value < bound ||
-        (best.value == bound && best.index > last_tie))
+    if (best.position < 0 || best.value < level || best.value < bound || (best.value == bound && best.index > last_tie))
       return;
     if (thread == 0) {
       picks[made] = best.position;
@@ -232,7 +232,8 @@ void play(const Rows& rows, const double* shift, Metric metric, const double* va
 
 }  // namespace
 
-void top_candidates(const double* d2, int64_t count, int64_t m, double* values, int64_t* indices, const Device& device) {
+void top_candidates(const double* d2, int64_t count, int64_t m, double* values, int64_t* indices,
+                    const Device& device) {
   if (m == 0) return;
   auto* select = device.scratch<Select>(1);
   double* some_values = device.scratch<double>(m);
@@ -260,7 +261,7 @@ void top_candidates(const double* d2, int64_t count, int64_t m, double* values, 
 
 void k_center_block(const Rows& rows, const double* shift, Metric metric, const double* values, const int64_t* indices,
                     const double* bound, const double* level, int64_t limit, int64_t* picks, double* scores,
-          const Device& device) {
+                    const Device& device) {
   if (rows.count == 0) return;
   (rows.wide ? play<double> : play<float>)(rows, shift, metric, values, indices, bound, level, limit, picks, scores,
                                            device);

@@ -1,8 +1,8 @@
 // The two steps of a block of k-means++ (D^2) seeding that are not a distance tile (../../README.md, "How it works").
 //
-// draw_by_weight: rows drawn with probability d2[i] / sum d2, one for each uniform. A block of threads sums a chunk of rows
-// in float64, one block adds the chunks up in order, and a warp a draw searches first the chunks, then its chunk. The
-// order of all sums is fixed. Reads d2 once, and 32 kB of it a draw.
+// draw_by_weight: rows drawn with probability d2[i] / sum d2, one for each uniform. A block of threads sums a chunk of
+// rows in float64, one block adds the chunks up in order, and a warp a draw searches first the chunks, then its chunk.
+// The order of all sums is fixed. Reads d2 once, and 32 kB of it a draw.
 //
 // kmeans_plusplus_block: proposals drawn from stale weights, accepted in order with probability (weight now) / (stale
 // weight), on their squared distances: one block of threads, four proposals a thread, two barriers an acceptance. An
@@ -29,7 +29,8 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // sums[c] becomes the weight up to the end of chunk c. Shared memory holds a tile of them for the thread that adds.
-__global__ void __launch_bounds__(kThreads) add_up_kernel(double* __restrict__ sums, int64_t chunks, double* __restrict__ total) {
+__global__ void __launch_bounds__(kThreads)
+    add_up_kernel(double* __restrict__ sums, int64_t chunks, double* __restrict__ total) {
   ALK_SHARED(double, tile, [kThreads]);
   double before = 0;
   for (int64_t first = 0; first < chunks; first += kThreads) {
@@ -101,8 +102,7 @@ template <typename T>
 __global__ void __launch_bounds__(kPlayers, 1)
     accept_kernel(const BlockDistances<T> block, const double* __restrict__ values, const int64_t* __restrict__ indices,
                   const double* __restrict__ uniforms, const double* __restrict__ level, int64_t limit,
-                  double* __restrict__ scratch,
-                  int64_t* __restrict__ picks, double* __restrict__ scores) {
+                  double* __restrict__ scratch, int64_t* __restrict__ picks, double* __restrict__ scores) {
   ALK_SHARED(double, near, [kNear]);
   const int64_t count = block.count;
   double* const now = count <= kNear ? near : scratch;
@@ -139,7 +139,8 @@ __global__ void __launch_bounds__(kPlayers, 1)
 
 template <typename T>
 void play(const Rows& rows, const double* shift, Metric metric, const double* values, const int64_t* indices,
-          const double* uniforms, const double* level, int64_t limit, int64_t* picks, double* scores, const Device& device) {
+          const double* uniforms, const double* level, int64_t limit, int64_t* picks, double* scores,
+          const Device& device) {
   const BlockDistances<T> block = block_distances<T>(rows, metric, shift, device);
   double* scratch = rows.count > kNear ? device.scratch<double>(rows.count) : nullptr;
   ALK_LAUNCH(accept_kernel<T>, 1, kPlayers, 0, device.stream, block, values, indices, uniforms, level, limit, scratch,
@@ -161,8 +162,8 @@ void draw_by_weight(const double* d2, int64_t count, const double* uniforms, int
 }
 
 void kmeans_plusplus_block(const Rows& rows, const double* shift, Metric metric, const double* values,
-                           const int64_t* indices, const double* uniforms, const double* level, int64_t limit, int64_t* picks,
-                           double* scores, const Device& device) {
+                           const int64_t* indices, const double* uniforms, const double* level, int64_t limit,
+                           int64_t* picks, double* scores, const Device& device) {
   if (rows.count == 0) return;
   (rows.wide ? play<double> : play<float>)(rows, shift, metric, values, indices, uniforms, level, limit, picks, scores,
                                            device);

@@ -1,14 +1,14 @@
-// Launches and shared memory, the only things in which kernels differ between nvcc and the CPU emulation of tests/emulation
+// Launches and shared memory, the only things in which kernels differ between nvcc and the CPU emulation of
+// tests/emulation
 // (-DALK_EMULATE, g++ -x c++).
 #pragma once
 
 #include <cuda_runtime.h>
 
 #ifdef ALK_EMULATE
-#define ALK_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                                    \
-  ::alk_emu::launch(#kernel, (const void*)(kernel), grid, block, shared_bytes, stream, false, [&] { \
-    (kernel)(__VA_ARGS__);                                                                            \
-  })
+#define ALK_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                            \
+  ::alk_emu::launch(#kernel, (const void*)(kernel), grid, block, shared_bytes, stream, false, \
+                    [&] { (kernel)(__VA_ARGS__); })
 // static: ALK_SHARED(float, tile, [16][17]); a scalar: ALK_SHARED(int, flag, );
 #define ALK_SHARED(type, name, dims)    \
   static const char name##_alk_key = 0; \

@@ -6,10 +6,10 @@
 // many packed centres from L2, 16 bytes of state a row. Nothing of size rows x centres exists.
 //
 // The product form n_i + n_j - 2<x, c> loses digits where a distance is small beside the norms; error[i] bounds what it
-// lost. Rows whose bound would exceed kTolerance * level go to a list, and refine_kernel measures their few centres that
-// may be the nearest again in float64: a block of threads takes a row, reads all packed centres once for the product
-// form with float64 sums, some lanes a centre, and the centres that it leaves from the caller's memory. The caller
-// chooses the level (alkernels/ops/running_distances.py).
+// lost. Rows whose bound would exceed kTolerance * level go to a list, and refine_kernel measures their few centres
+// that may be the nearest again in float64: a block of threads takes a row, reads all packed centres once for the
+// product form with float64 sums, some lanes a centre, and the centres that it leaves from the caller's memory. The
+// caller chooses the level (alkernels/ops/running_distances.py).
 //
 // Symmetric KL has logarithms in its products: its rows are packed in float64 first, some 64 MB at a time.
 #include "product_tile.cuh"
@@ -34,7 +34,7 @@ struct Lowering {
   double refined_share;  // where sums are float64: what rounding the rows and centres to T leaves
   int64_t first_center;
   State state;
-  int64_t* refined;              // rows to be refined
+  int64_t* refined;  // rows to be refined
   unsigned long long* refined_count;
 };
 
@@ -65,7 +65,7 @@ __device__ inline T element(const Lowering<T>& p, int f, int64_t row, int64_t k)
 // Multiplies a row's norm by a factor's. NaN: products do not tell, measure the row.
 template <typename T>
 __device__ inline void take_in(Metric metric, const Squares& squares, double& norm) {
-  const bool sound = metric == Metric::kOuter   ? usable<T>(squares.sum, squares.any)
+  const bool sound = metric == Metric::kOuter    ? usable<T>(squares.sum, squares.any)
                      : metric == Metric::kCosine ? (squares.sum > 1e-30 && squares.sum < 1e30) || !squares.any
                                                  : true;
   norm *= sound ? squares.sum : NAN;
@@ -236,7 +236,8 @@ __global__ void __launch_bounds__(kRefineThreads, 3) refine_kernel(const Lowerin
         const double upper = d + bound(j);
         if (upper < ceiling) ceiling = upper;
       }
-      for (int step = kWarp / 2; step > 0; step /= 2) ceiling = fmin(ceiling, __shfl_xor_sync(kAllLanes, ceiling, step));
+      for (int step = kWarp / 2; step > 0; step /= 2)
+        ceiling = fmin(ceiling, __shfl_xor_sync(kAllLanes, ceiling, step));
       if (lane() == 0) ceilings[warp] = ceiling;
       __syncthreads();
       for (int w = 0; w < kWarps; ++w) ceiling = fmin(ceiling, ceilings[w]);
@@ -267,7 +268,8 @@ __global__ void __launch_bounds__(kRefineThreads, 3) refine_kernel(const Lowerin
       __syncthreads();
       if (threadIdx.x == 0) {
         for (int w = 1; w < kWarps; ++w) {
-          if (best_center[w] >= 0 && (center < 0 || best[w] < smallest || (best[w] == smallest && best_center[w] < center))) {
+          if (best_center[w] >= 0 &&
+              (center < 0 || best[w] < smallest || (best[w] == smallest && best_center[w] < center))) {
             smallest = best[w];
             center = best_center[w];
           }
@@ -347,8 +349,8 @@ void lower_distances(const Rows& rows, const Rows& centers, const double* shift,
 
 void paired_distances(const Rows& rows, const Rows& others, Metric metric, double* out, const Device& device) {
   if (rows.count == 0) return;
-  ALK_LAUNCH(paired_distances_kernel, blocks_for(rows.count, kThreads / kWarp), kThreads, 0, device.stream, rows, others,
-             metric, out);
+  ALK_LAUNCH(paired_distances_kernel, blocks_for(rows.count, kThreads / kWarp), kThreads, 0, device.stream, rows,
+             others, metric, out);
   check(cudaGetLastError());
 }
 

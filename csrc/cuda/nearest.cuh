@@ -28,7 +28,8 @@ __device__ inline float value_of(uint64_t key, float) {
   return __uint_as_float(low >> 31 ? low & 0x7fffffffu : ~low);
 }
 
-// The k-th smallest of `count` values in shared memory, k from 1: eight bits of its key at a time from the top. By a block.
+// The k-th smallest of `count` values in shared memory, k from 1: eight bits of its key at a time from the top. By a
+// block.
 template <typename T>
 __device__ T kth_smallest(const T* values, int count, int k, unsigned* histogram, int* chosen) {
   uint64_t key = 0;
@@ -64,9 +65,9 @@ __device__ T kth_smallest(const T* values, int count, int k, unsigned* histogram
   return value_of(key, T());
 }
 
-// Merges columns [first, first + count) into the lists of rows [begin, begin + rows). A block of threads takes a row: those values that may be
-// among the k smallest, given what their errors are, are measured in float64 by a warp each; then every one of them and of
-// the list counts those before it. `source` has
+// Merges columns [first, first + count) into the lists of rows [begin, begin + rows). A block of threads takes a row:
+// those values that may be among the k smallest, given what their errors are, are measured in float64 by a warp each;
+// then every one of them and of the list counts those before it. `source` has
 //   value(row, column, product)   the value in T
 //   error(row, first)             how far those of the columns from `first` on may be from the truth
 //   exact(row, column)            the truth, by a warp

@@ -10,8 +10,8 @@
 // 0 log 0 = 0: a class that q rules out has no share in the product, and a pair where p allows it is +inf; rows carry
 // their supports as bits, looked at only for rows of q with zeros.
 //
-// divergences writes all pairs; nearest_divergences keeps each row's k smallest (or largest) and stores no others. Traffic:
-// q once, p once for each 64 MB of q, and the product values once more than they are kept.
+// divergences writes all pairs; nearest_divergences keeps each row's k smallest (or largest) and stores no others.
+// Traffic: q once, p once for each 64 MB of q, and the product values once more than they are kept.
 #include "nearest.cuh"
 
 namespace alkernels::cuda {
@@ -61,8 +61,8 @@ __global__ void __launch_bounds__(kThreads)
 template <typename T>
 struct Side {
   Packed<T> packed;
-  double* error;           // of A_i (rows of p only)
-  uint64_t* support;       // [rows, words]
+  double* error;      // of A_i (rows of p only)
+  uint64_t* support;  // [rows, words]
   unsigned char* has_zero;
   int64_t words;
 };
@@ -91,8 +91,7 @@ __global__ void __launch_bounds__(kThreads)
     if (c < to.packed.stride[0]) deviation[c] = static_cast<T>(d);
     square += d * d;
     const unsigned bits = __ballot_sync(kAllLanes, allowed);
-    if (lane() == 0 && c < width)
-      reinterpret_cast<unsigned*>(to.support + row * to.words)[first / kWarp] = bits;
+    if (lane() == 0 && c < width) reinterpret_cast<unsigned*>(to.support + row * to.words)[first / kWarp] = bits;
   }
   entropy = warp_sum(entropy);
   cross = warp_sum(cross);
@@ -104,8 +103,8 @@ __global__ void __launch_bounds__(kThreads)
   to.error[row] = sum_error(entropy, cross) + 2 * kEpsilon<T> * fabs(a);
 }
 
-// sign / 2 * (log q - mean log q), 0 for classes that q rules out (they have the mean's share, which A_i takes off again);
-// sign * B_j = -sum mean p (log q - mean log q). A warp a row.
+// sign / 2 * (log q - mean log q), 0 for classes that q rules out (they have the mean's share, which A_i takes off
+// again); sign * B_j = -sum mean p (log q - mean log q). A warp a row.
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
     pack_q_kernel(const Distributions from, double sign, const double* __restrict__ mean_p,
@@ -130,8 +129,7 @@ __global__ void __launch_bounds__(kThreads)
     if (c < to.packed.stride[0]) half[c] = static_cast<T>(d);
     square += d * d;
     const unsigned bits = __ballot_sync(kAllLanes, allowed);
-    if (lane() == 0 && c < width)
-      reinterpret_cast<unsigned*>(to.support + row * to.words)[first / kWarp] = bits;
+    if (lane() == 0 && c < width) reinterpret_cast<unsigned*>(to.support + row * to.words)[first / kWarp] = bits;
   }
   b = warp_sum(b);
   square = warp_sum(square);
@@ -170,8 +168,8 @@ struct Divergences {
     return left.error[i] + share * product + 2 * kEpsilon<T> * (constant[first / kScreened] + product);
   }
 
-  // sign * KL(p_i || q_j): two sums where their difference keeps twelve digits, else term by term, p log(p / q) from p - q,
-  // so that nearly equal rows lose nothing. By a warp.
+  // sign * KL(p_i || q_j): two sums where their difference keeps twelve digits, else term by term, p log(p / q) from p
+  // - q, so that nearly equal rows lose nothing. By a warp.
   __device__ double exact(int64_t i, int64_t j) const {
     if (right.has_zero[j] && impossible(i, j)) return sign * INFINITY;
     double entropy = 0, cross = 0;

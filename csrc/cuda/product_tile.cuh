@@ -1,5 +1,5 @@
-// The matrix product behind every op: a block of threads multiplies a tile of rows with a tile of columns and leaves the
-// products in registers, where the op's epilogue uses them up.
+// The matrix product behind every op: a block of threads multiplies a tile of rows with a tile of columns and leaves
+// the products in registers, where the op's epilogue uses them up.
 //
 // 256 threads as 16 x 16, kRows x kColumns products each, in strips so that neighbouring threads read neighbouring
 // 16 bytes of shared memory. kDepth features at a time go through two stages of shared memory: the next ones are on
@@ -51,7 +51,8 @@ class ProductTile {
   static constexpr bool kTotals = sizeof(T) == 4;
   using Products = T[kRowsEach][kColumnsEach];
 
-  static_assert(kDepth <= kMaxDepth && kRows * kDepth == 4 * kThreads && kColumns * kDepth <= 4 * kThreads, "a load a thread");
+  static_assert(kDepth <= kMaxDepth && kRows * kDepth == 4 * kThreads && kColumns * kDepth <= 4 * kThreads,
+                "a load a thread");
 
   // Bytes of dynamic shared memory for factors of these widths: stages, what is put by or totals, the second's totals.
   static int64_t shared_bytes(const int64_t* widths, int factors) {
@@ -61,7 +62,8 @@ class ProductTile {
     return bytes;
   }
 
-  // Lets a kernel have as much as any widths need. Always the same, since another host thread may be about to launch it.
+  // Lets a kernel have as much as any widths need. Always the same, since another host thread may be about to launch
+  // it.
   template <typename Kernel>
   static void allow_shared(Kernel kernel, int factors) {
     const int64_t wide[] = {kRun + 1, kRun + 1};
@@ -70,8 +72,8 @@ class ProductTile {
   }
 
   __device__ explicit ProductTile(unsigned char* shared)
-      : rows_(reinterpret_cast<T(*)[kDepth][kRowStride]>(shared)),
-        columns_(reinterpret_cast<T(*)[kDepth][kColumnStride]>(shared + kRowBytes)),
+      : rows_(reinterpret_cast<T (*)[kDepth][kRowStride]>(shared)),
+        columns_(reinterpret_cast<T (*)[kDepth][kColumnStride]>(shared + kRowBytes)),
         totals_(reinterpret_cast<T*>(shared + kStageBytes)) {}
 
   // Row and column of the tile that product [r][c] of this thread is of; both grow with r and c.
@@ -84,11 +86,11 @@ class ProductTile {
   static constexpr int kLoaders = kDepth / 4;
   __device__ static int loaded_row() { return static_cast<int>(threadIdx.x) / kLoaders; }
 
-  // out[r][c] = <row row0 + row(r), column column0 + column(c)> over `width` features, for factor `f`. Where kNorms, `norm`
-  // takes in the row features that this thread loads. Begins and ends with all threads together.
+  // out[r][c] = <row row0 + row(r), column column0 + column(c)> over `width` features, for factor `f`. Where kNorms,
+  // `norm` takes in the row features that this thread loads. Begins and ends with all threads together.
   template <bool kNorms, typename Left, typename Right>
-  __device__ __forceinline__ void multiply(const Left& left, int64_t row0, const Right& right, int64_t column0, int64_t width,
-                                           int f, Products& out, Squares& norm) {
+  __device__ __forceinline__ void multiply(const Left& left, int64_t row0, const Right& right, int64_t column0,
+                                           int64_t width, int f, Products& out, Squares& norm) {
     const int thread = static_cast<int>(threadIdx.x), depth = static_cast<int>(width);
     const int depth_at = thread % kLoaders * 4;
     const bool loads_column = thread < kColumns * kLoaders;
@@ -151,11 +153,13 @@ class ProductTile {
   // Puts the first factor's products by, and multiplies the second's with them. A thread finds its own only.
   __device__ __forceinline__ void put_by(const Products& out) {
 #pragma unroll
-    for (int i = 0; i < kRowsEach * kColumnsEach; ++i) totals_[i * kThreads + threadIdx.x] = out[i / kColumnsEach][i % kColumnsEach];
+    for (int i = 0; i < kRowsEach * kColumnsEach; ++i)
+      totals_[i * kThreads + threadIdx.x] = out[i / kColumnsEach][i % kColumnsEach];
   }
   __device__ __forceinline__ void times_put_by(Products& out) const {
 #pragma unroll
-    for (int i = 0; i < kRowsEach * kColumnsEach; ++i) out[i / kColumnsEach][i % kColumnsEach] *= totals_[i * kThreads + threadIdx.x];
+    for (int i = 0; i < kRowsEach * kColumnsEach; ++i)
+      out[i / kColumnsEach][i % kColumnsEach] *= totals_[i * kThreads + threadIdx.x];
   }
 
  private:
@@ -193,7 +197,8 @@ class ProductTile {
   T* const totals_;
 };
 
-// The tile for rows of so many factors. Two leave a thread fewer products: what the first is put by takes shared memory.
+// The tile for rows of so many factors. Two leave a thread fewer products: what the first is put by takes shared
+// memory.
 template <typename T, int kRowsOfThread, int kColumnsOfThread>
 struct TileOf {
   static constexpr int kRowsEach = kRowsOfThread, kColumnsEach = kColumnsOfThread;

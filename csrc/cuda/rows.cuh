@@ -45,7 +45,8 @@ __device__ __forceinline__ T read(const RowSource& source, int64_t row, int64_t 
 }
 
 // Four features of a row at a time, widened in registers less those of a common point, zeros past the last: what a tile
-// multiplies. Its at(row) is the row's own loader, empty past the last row. The point has kMaxDepth more zeros than columns.
+// multiplies. Its at(row) is the row's own loader, empty past the last row. The point has kMaxDepth more zeros than
+// columns.
 template <typename T>
 struct RowLoader {
   static constexpr bool kAcross = false;  // whether neighbours in memory are one feature of several rows
@@ -89,7 +90,9 @@ struct RowLoader {
     switch (row.element) {
       case Element::kFloat16: {
         const uint2 bits = *reinterpret_cast<const uint2*>(static_cast<const __half*>(row.data) + at);
-        const auto half = [](unsigned x) { return static_cast<T>(__half2float(__ushort_as_half(static_cast<unsigned short>(x)))); };
+        const auto half = [](unsigned x) {
+          return static_cast<T>(__half2float(__ushort_as_half(static_cast<unsigned short>(x))));
+        };
         out[0] = half(bits.x), out[1] = half(bits.x >> 16);
         out[2] = half(bits.y), out[3] = half(bits.y >> 16);
         break;
@@ -166,7 +169,6 @@ struct Packed {
   int64_t stride[kMaxFactors] = {};
   double* norm = nullptr;    // n
   double* length = nullptr;  // squared length: rounding errors go with it
-
 };
 
 // Rows [begin, begin + count).
@@ -279,8 +281,8 @@ __device__ inline bool usable(double norm, bool any) {
   return (norm > kLeastFactor<T> && norm < kLargestFactor<T>) || !any;
 }
 
-// A warp packs a row. `centers`: logarithms first for symmetric KL, to meet the rows' probabilities. Reads the rows once
-// (more often for cosine), writes them in T.
+// A warp packs a row. `centers`: logarithms first for symmetric KL, to meet the rows' probabilities. Reads the rows
+// once (more often for cosine), writes them in T.
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
     pack_kernel(const Rows rows, Metric metric, const T* __restrict__ shift, bool centers, const Packed<T> out) {
@@ -367,7 +369,8 @@ __device__ inline double exact_distance(Metric metric, const Rows& x, int64_t i,
       vh += v * h;
       hh += h * h;
     }
-    const double d = sum_of<kLanes>(uu) * sum_of<kLanes>(hh) + sum_of<kLanes>(bb) * sum_of<kLanes>(vv) + 2 * sum_of<kLanes>(ub) * sum_of<kLanes>(vh);
+    const double d = sum_of<kLanes>(uu) * sum_of<kLanes>(hh) + sum_of<kLanes>(bb) * sum_of<kLanes>(vv) +
+                     2 * sum_of<kLanes>(ub) * sum_of<kLanes>(vh);
     return d < 0 ? 0 : d;  // NaN stays NaN
   }
   double sum = 0;
