@@ -20,8 +20,8 @@ RowsLike: TypeAlias = "Array | tuple[Array, Array]"
 # The same rows as tensors: one factor, or two.
 Factors: TypeAlias = tuple[torch.Tensor, ...]
 
-# One call of a kernel takes about this many operations (0.05 to 0.5 s), so that Ctrl-C is noticed between calls. On a GPU
-# it takes so many times as many, and so many times the memory.
+# One call of a kernel takes about this many operations (0.05 to 0.5 s), so that Ctrl-C is noticed between calls. On a
+# GPU it takes so many times as many, and so many times the memory.
 _OPERATIONS_A_CALL = 1.5e10
 _GPU_OPERATIONS, _GPU_MEMORY = 300, 8
 

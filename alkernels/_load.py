@@ -10,7 +10,7 @@ from alkernels import _C  # registers schemas and CPU kernels
 version: str = _C.version
 
 
-def _load_cuda(library: Path = Path(__file__).with_name("libalkernels_cuda.so")) -> bool:
+def _load_cuda(library: Path) -> bool:
     """Loads the CUDA kernels where torch has CUDA and they were built; looks for no GPU."""
     if torch.version.cuda is None or not library.exists():
         return False
@@ -27,7 +27,7 @@ def _load_cuda(library: Path = Path(__file__).with_name("libalkernels_cuda.so"))
     return True
 
 
-_cuda = _load_cuda()
+_cuda = _load_cuda(Path(__file__).with_name("libalkernels_cuda.so"))
 
 
 def has_cuda_kernels() -> bool:

@@ -93,8 +93,8 @@ class RunningDistances:
     def next_level(self, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The level at which squared distances around `value` are reliable, and how many rows must be measured again.
 
-        All three are vectors of one element on the pool's device, the count as float64: a GPU goes on with them before the
-        host has seen them.
+        All three are vectors of one element on the pool's device, the count as float64: a GPU goes on with them before
+        the host has seen them.
         """
         lower = value < self.level
         level = torch.where(
