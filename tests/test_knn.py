@@ -249,7 +249,7 @@ def test_tiles_smaller_than_the_input_change_nothing(metric, data, rng, monkeypa
     queries, points = x[:150], x[100:]
     whole = alk.knn(queries, points, 30, metric=metric)
     monkeypatch.setattr(module, "_BYTES_A_TILE", 16 * 6 * 17)
-    monkeypatch.setattr(module, "OPERATIONS_A_CALL", 1)
+    monkeypatch.setattr(module, "operations_a_call", lambda device: 1)
     tiled = alk.knn(queries, points, 30, metric=metric, progress=True)
     assert torch.equal(tiled.indices, whole.indices) and torch.equal(tiled.distances, whole.distances)
     assert "45.0k/45.0k" in capsys.readouterr().err

@@ -353,7 +353,7 @@ def test_tiles_smaller_than_the_input_change_nothing(mapped, rng, monkeypatch, t
     whole = [alk.pairwise_kl(p, q, **options) for options in calls]
     monkeypatch.setattr(module, "_BYTES_A_TILE", 32 * 9 * 7)
     monkeypatch.setattr(module, "_ROWS_A_TILE", 1)
-    monkeypatch.setattr(module, "OPERATIONS_A_CALL", 1)
+    monkeypatch.setattr(module, "operations_a_call", lambda device: 1)
     monkeypatch.setattr("alkernels._probabilities._BYTES_A_TILE", 8 * 9 * 11)
     walked = list(module._walk(*module._sides(p, q, False), False))
     assert len(walked) > 200
