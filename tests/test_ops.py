@@ -385,6 +385,7 @@ def extra(function):
     function()
     return status("VmHWM") - before
 
+torch.manual_seed(0)
 alk.k_center_greedy(torch.randn(500, 4), 20, start=0)  # threads and lazy imports
 alk.kmeans_plusplus(torch.randn(500, 4), 20)
 """

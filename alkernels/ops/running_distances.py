@@ -103,7 +103,7 @@ class RunningDistances:
         level = torch.where(
             lower, 0.8 * value, self.level
         )  # ahead of the fall, so that this is needed a few times only
-        return level, lower * (self.error > TOLERANCE * level).sum(dtype=torch.float64, dim=0, keepdim=True)
+        return level, lower * torch.count_nonzero(self.error > (TOLERANCE * level).float()).double()
 
     def settle(self, level: float, doubtful: float) -> bool:
         """Takes in what `next_level` gave; says whether any row was measured again."""
