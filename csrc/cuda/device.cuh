@@ -59,6 +59,23 @@ __device__ __forceinline__ T warp_sum(T x) {
   for (int step = kWarp / 2; step > 0; step /= 2) x += __shfl_xor_sync(kAllLanes, x, step);
   return x;
 }
+
+// Of the lanes up to this one.
+template <typename T>
+__device__ __forceinline__ T warp_sum_up_to(T x) {
+#pragma unroll
+  for (int step = 1; step < kWarp; step *= 2) {
+    const T other = __shfl_up_sync(kAllLanes, x, step);
+    if (lane() >= step) x += other;
+  }
+  return x;
+}
+
+// A key in the order of values, one for both zeros.
+__device__ inline uint64_t ordered(double value) {
+  const auto bits = static_cast<uint64_t>(__double_as_longlong(value + 0.0));
+  return bits >> 63 ? ~bits : bits | (uint64_t{1} << 63);
+}
 #endif
 
 }  // namespace alkernels::cuda

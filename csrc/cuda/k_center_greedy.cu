@@ -19,12 +19,6 @@ namespace {
 
 constexpr int kBits = 11, kBins = 1 << kBits;
 
-// Larger values have larger keys; a row's whole key is its value's, then its index's complement.
-__device__ inline uint64_t key_of(double value) {
-  const auto bits = static_cast<uint64_t>(__double_as_longlong(value + 0.0));  // one key for both zeros
-  return bits >> 63 ? ~bits : bits | (uint64_t{1} << 63);
-}
-
 struct Select {
   unsigned histogram[kBins];
   unsigned blocks_done;
@@ -33,7 +27,7 @@ struct Select {
   uint64_t value, index;    // digits chosen, in their places
 };
 
-// Digits of (value, complement of index): the value's come first.
+// Digits of a row's key: those of its value (ordered()), then of its index's complement.
 struct Digit {
   bool of_index;
   int shift, bits;  // its lowest bit, its length
@@ -56,7 +50,7 @@ __global__ void __launch_bounds__(kThreads)
   __syncthreads();
   for (int64_t i = blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x; i < count;
        i += static_cast<int64_t>(kThreads) * gridDim.x) {
-    const uint64_t key = key_of(d2[i]), place = ~static_cast<uint64_t>(i);
+    const uint64_t key = ordered(d2[i]), place = ~static_cast<uint64_t>(i);
     if (digit.of_index ? key == value && digit.agree(place, index) : digit.agree(key, value))
       atomicAdd(&histogram[digit(digit.of_index ? place : key)], 1u);
   }
@@ -80,11 +74,7 @@ __global__ void __launch_bounds__(kThreads)
   const int top = kBins - 1 - lane() * kEach;
   unsigned long long own = 0;
   for (int b = 0; b < kEach; ++b) own += histogram[top - b];
-  unsigned long long up_to = own;
-  for (int step = 1; step < kWarp; step *= 2) {
-    const unsigned long long other = __shfl_up_sync(kAllLanes, up_to, step);
-    if (lane() >= step) up_to += other;
-  }
+  const unsigned long long up_to = warp_sum_up_to(own);
   unsigned long long rest = select->rest;
   __syncwarp();
   if (up_to < rest || up_to - own >= rest) return;
@@ -110,7 +100,7 @@ __global__ void __launch_bounds__(kThreads) collect_kernel(const double* __restr
                                                            double* __restrict__ values, int64_t* __restrict__ indices) {
   const int64_t i = blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x;
   if (i >= count) return;
-  const uint64_t key = key_of(d2[i]);
+  const uint64_t key = ordered(d2[i]);
   if (key < select->value || (key == select->value && ~static_cast<uint64_t>(i) < select->index)) return;
   const unsigned at = atomicAdd(&select->collected, 1u);
   values[at] = d2[i];

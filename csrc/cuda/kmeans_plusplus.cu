@@ -80,12 +80,7 @@ __global__ void __launch_bounds__(kThreads)
     for (int64_t begin = first; begin < last && found < 0; begin += kWarp) {
       const int64_t i = begin + lane();
       const double weight = i < last ? fmax(d2[i], 0.0) : 0.0;
-      double sum = weight;  // up to this lane's row
-#pragma unroll
-      for (int step = 1; step < kWarp; step *= 2) {
-        const double other = __shfl_up_sync(kAllLanes, sum, step);
-        if (lane() >= step) sum += other;
-      }
+      const double sum = warp_sum_up_to(weight);
       const unsigned past = __ballot_sync(kAllLanes, weight > 0 && before + sum > target);
       if (past) found = begin + __ffs(static_cast<int>(past)) - 1;
       before += __shfl_sync(kAllLanes, sum, kWarp - 1);

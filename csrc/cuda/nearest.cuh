@@ -11,11 +11,7 @@ constexpr int kScreened = 2048;             // columns that are screened at a ti
 constexpr int64_t kMatrixBytes = 32 << 20;  // of product values that wait to be screened: they stay in L2
 constexpr int64_t kPackedBytes = 64 << 20;  // of packed rows
 
-// The same order as the values'.
-__device__ inline uint64_t ordered(double value) {
-  const auto bits = static_cast<uint64_t>(__double_as_longlong(value + 0.0));
-  return bits >> 63 ? ~bits : bits | (uint64_t{1} << 63);
-}
+// As ordered(double), and back.
 __device__ inline uint64_t ordered(float value) {
   const unsigned bits = __float_as_uint(value + 0.0f);
   return bits >> 31 ? ~bits : bits | 0x80000000u;
@@ -45,11 +41,7 @@ __device__ T kth_smallest(const T* values, int count, int k, unsigned* histogram
     if (threadIdx.x < kWarp) {  // a lane adds up eight bins; the lane that passes k finds the bin
       unsigned own = 0;
       for (int b = 0; b < 8; ++b) own += histogram[lane() * 8 + b];
-      unsigned up_to = own;
-      for (int step = 1; step < kWarp; step *= 2) {
-        const unsigned other = __shfl_up_sync(kAllLanes, up_to, step);
-        if (lane() >= step) up_to += other;
-      }
+      const unsigned up_to = warp_sum_up_to(own);
       unsigned before = up_to - own;
       if (before < static_cast<unsigned>(k) && up_to >= static_cast<unsigned>(k)) {
         int bin = lane() * 8;
