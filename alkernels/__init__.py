@@ -1,6 +1,6 @@
 """Exact data-selection kernels for PyTorch: the picks of the classic greedy rules in a few passes over the pool."""
 
-from alkernels import reference
+from alkernels import reference, strategies
 from alkernels._inputs import CoverageSelection, CoverSelection, Neighbors, Selection, TopK
 from alkernels._load import build_info, has_cuda_kernels
 from alkernels._load import version as __version__
@@ -12,6 +12,7 @@ from alkernels.ops.k_center_greedy import k_center_greedy
 from alkernels.ops.kmeans_plusplus import kmeans_plusplus
 from alkernels.ops.knn import knn
 from alkernels.ops.pairwise_kl import pairwise_kl
+from alkernels.strategies._select import select
 
 __all__ = [
     "CoverSelection",
@@ -32,4 +33,6 @@ __all__ = [
     "knn",
     "pairwise_kl",
     "reference",
+    "select",
+    "strategies",
 ]

@@ -43,6 +43,11 @@ def bytes_a_call(device: torch.device, on_cpu: int) -> int:
     return on_cpu * (1 if device.type == "cpu" else _GPU_MEMORY)
 
 
+def is_numpy(array: Any) -> bool:
+    """Whether results for an array are to be NumPy's."""
+    return isinstance(array.array if isinstance(array, RowsOf) else array, np.ndarray)
+
+
 def not_compiled(device: Any) -> None:
     """Refuses what an op call that torch.compile traces has no room for."""
     if device is not None:
@@ -197,12 +202,62 @@ class _ArraySource:
             self.map.madvise(mmap.MADV_DONTNEED, start, stop - start)
 
 
+class RowsOf:
+    """Some rows of an array, in an order of their own; nothing is copied until a kernel reads them.
+
+    Parameters
+    ----------
+    array : Tensor, ndarray or RowsOf
+    index : Tensor of shape (n,), int64
+    """
+
+    def __init__(self, array: Any, index: torch.Tensor) -> None:
+        self.array, self.index = array, index
+        self.shape = (len(index), *array.shape[1:])
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @property
+    def device(self) -> torch.device:
+        return getattr(self.array, "device", torch.device("cpu")) if not is_numpy(self) else torch.device("cpu")
+
+
+class _SubsetSource:
+    """Some rows of a source: each tile is gathered as it is read."""
+
+    def __init__(self, source: Source, index: torch.Tensor) -> None:
+        self.source, self.index = source, index.to(source.device)
+        self.shape = torch.Size((len(index), *source.shape[1:]))
+        self.dtype, self.device = source.dtype, source.device
+
+    def tile(self, begin: int, end: int) -> torch.Tensor:
+        index = self.index[begin:end]
+        if not len(index):
+            return self.source.tile(0, 0)
+        low, high = (int(x) for x in index.aminmax())
+        if high - low >= 4 * len(index):
+            return self.source.gather(index)
+        rows = self.source.tile(low, high + 1).index_select(0, index - low)  # a file is read in its order
+        self.source.release(low, high + 1)
+        return rows
+
+    def gather(self, rows: torch.Tensor) -> torch.Tensor:
+        return self.source.gather(self.index[rows])
+
+    def release(self, begin: int, end: int) -> None:
+        pass  # gathered rows let go of what they touch
+
+
 _SHAPES = {2: "two-dimensional [rows, columns]", 3: "three-dimensional [N, K, C]"}
 
 
-def _source(array: Any, name: str, dims: int) -> _TensorSource | _ArraySource:
+def _source(array: Any, name: str, dims: int) -> Source:
+    if isinstance(array, RowsOf):
+        return _SubsetSource(_source(array.array, name, dims), array.index)
+    source: Source
     if isinstance(array, torch.Tensor):
-        source: _TensorSource | _ArraySource = _TensorSource(array, name)
+        source = _TensorSource(array, name)
         if array.dtype not in DTYPES:
             raise TypeError(f"{name} must be of dtype {_WELCOME}, got {array.dtype}; call .float() first")
     elif isinstance(array, np.ndarray):
@@ -247,16 +302,17 @@ class Pool:
         self.sources: list[Source]
         if isinstance(rows, (tuple, list)) and len(rows) == 2 and not np.isscalar(rows[0]):
             self.sources = [_source(rows[0], f"{name}[0]", dims), _source(rows[1], f"{name}[1]", dims)]
-            self.numpy = all(isinstance(r, np.ndarray) for r in rows)
+            self.numpy = all(is_numpy(r) for r in rows)
         else:
             self.sources = [_source(rows, name, dims)]
-            self.numpy = isinstance(rows, np.ndarray)
+            self.numpy = is_numpy(rows)
         self.name = name
         lengths = [s.shape[0] for s in self.sources]
         if len(set(lengths)) > 1:
             raise ValueError(f"the two factors of {name} must have as many rows, got {lengths[0]} and {lengths[1]}")
         self.count = int(lengths[0])
-        self.mapped = any(isinstance(s, _ArraySource) and s.map is not None for s in self.sources)
+        # tiles are made as they are read: never the whole of it at once
+        self.mapped = any(isinstance(s, _SubsetSource) or getattr(s, "map", None) is not None for s in self.sources)
         self.target = None if device is None else check_target(device)
         self.to_host = self.streamed = False
         if self.target is not None:
@@ -405,28 +461,25 @@ def check_vector(values: Any, name: str, pool: Pool) -> torch.Tensor:
     return vector
 
 
-def check_rows(rows: Any, name: str, pool: Pool) -> torch.Tensor:
-    """A mask or distinct row numbers of `pool`, as row numbers."""
-    index = as_tensor(rows, name, "a mask or a vector of row numbers").to(pool.device)
+def check_rows(rows: Any, name: str, count: int, device: torch.device, of: str) -> torch.Tensor:
+    """A mask or distinct numbers of `count` rows of something, as row numbers, ascending."""
+    index = as_tensor(rows, name, "a mask or a vector of row numbers").to(device)
     if index.dtype == torch.bool:
-        if index.shape != (pool.count,):
+        if index.shape != (count,):
             raise ValueError(
-                f"{name} must be a mask of shape ({pool.count},) or row numbers, got a mask of shape "
-                f"{tuple(index.shape)}"
+                f"{name} must be a mask of shape ({count},) or row numbers, got a mask of shape {tuple(index.shape)}"
             )
         return index.nonzero().flatten()
     if index.numel() == 0:
-        return torch.empty(0, dtype=torch.int64, device=pool.device)
+        return torch.empty(0, dtype=torch.int64, device=device)
     if index.is_floating_point() or index.is_complex() or index.dim() != 1:
         raise TypeError(
             f"{name} must be a mask or a vector of row numbers, got {index.dim()} dimensions of dtype {index.dtype}"
         )
     index = index.long()
-    outside = (index < 0) | (index >= pool.count)
+    outside = (index < 0) | (index >= count)
     if outside.any():
-        raise ValueError(
-            f"{name} must be rows of {pool.name}, between 0 and {pool.count - 1}, got {int(index[outside][0])}"
-        )
+        raise ValueError(f"{name} must be rows of {of}, between 0 and {count - 1}, got {int(index[outside][0])}")
     values, counts = index.unique(return_counts=True)
     if len(values) < len(index):
         raise ValueError(f"{name} must name each row once, got row {int(values[counts > 1][0])} more than once")

@@ -7,9 +7,10 @@ from types import ModuleType
 
 
 def package(name: str, extra: str) -> ModuleType:
-    """The module `name`, or an error that says which extra brings it; an extra is called as its command."""
+    """The module `name`, or an error that says which extra brings it; an extra is called as its command, if it has one."""
     try:
         return importlib.import_module(name)
     except ImportError:
         missing = name.partition(".")[0]
-        raise ImportError(f"the {extra} needs the package {missing}: pip install 'alkernels[{extra}]'") from None
+        what = "this strategy" if extra == "strategies" else f"the {extra}"
+        raise ImportError(f"{what} needs the package {missing}: pip install 'alkernels[{extra}]'") from None

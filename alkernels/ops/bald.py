@@ -16,7 +16,7 @@ from alkernels.ops.selection import detached, library
 _ROUNDING = 1e-14
 
 
-def bald(probs: Array, *, log_input: bool = False, device: torch.device | str | None = None) -> Array:
+def bald(probs: Array | Probabilities, *, log_input: bool = False, device: torch.device | str | None = None) -> Array:
     """Mutual information of each row's label and the posterior draws.
 
     ``H((1/K) Σ_k p_k) - (1/K) Σ_k H(p_k)``: how much the draws disagree, between 0 and ``min(log C, log K)``.
@@ -97,7 +97,11 @@ def _tiles(probs: Probabilities):  # type: ignore[no-untyped-def]
 
 
 def epig(
-    probs: Array, target_probs: Array, *, log_input: bool = False, device: torch.device | str | None = None
+    probs: Array | Probabilities,
+    target_probs: Array | Probabilities,
+    *,
+    log_input: bool = False,
+    device: torch.device | str | None = None,
 ) -> Array:
     """Mutual information of each row's label and the label of a target point, averaged over target points.
 
@@ -154,11 +158,13 @@ def epig(
     draws = check_draws(probs, "probs", log_input, device=device)
     targets = check_draws(target_probs, "target_probs", log_input, device=device)
     if targets.shape[1] != draws.shape[1]:
-        raise ValueError(f"target_probs must have as many draws as probs, got {targets.shape[1]} and {draws.shape[1]}")
+        raise ValueError(
+            f"{targets.name} must have as many draws as {draws.name}, got {targets.shape[1]} and {draws.shape[1]}"
+        )
     if targets.count == 0:
-        raise ValueError("target_probs must have at least one row, got none")
+        raise ValueError(f"{targets.name} must have at least one row, got none")
     if targets.device != draws.device:
-        raise ValueError(f"target_probs must be on the device of probs ({draws.device}), got {targets.device}")
+        raise ValueError(f"{targets.name} must be on the device of {draws.name} ({draws.device}), got {targets.device}")
     draws.check()
     targets.check()
     k = draws.shape[1]

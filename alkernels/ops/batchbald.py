@@ -34,7 +34,7 @@ _NOISE = 0.5
 
 
 def batchbald(
-    probs: Array,
+    probs: Array | Probabilities,
     batch_size: int,
     *,
     log_input: bool = False,
@@ -130,7 +130,7 @@ def batchbald(
     draws = check_draws(probs, "probs", log_input, device=device)
     batch_size = check_integer(batch_size, "batch_size")
     if not 0 <= batch_size <= draws.count:
-        raise ValueError(f"batch_size must be between 0 and {draws.count} (rows of probs), got {batch_size}")
+        raise ValueError(f"batch_size must be between 0 and {draws.count} (rows of {draws.name}), got {batch_size}")
     check_positive(max_configurations, "max_configurations")
     check_positive(num_samples, "num_samples")
     check_generator(generator)
@@ -169,7 +169,9 @@ def select(
     )
     most, warned = math.log(probs.shape[1]), False
     if probs.shape[1] == 1 and batch_size:
-        warnings.warn("probs holds one draw, which cannot disagree: every score is 0", UserWarning, stacklevel=3)
+        warnings.warn(
+            f"{probs.name} holds one draw, which cannot disagree: every score is 0", UserWarning, stacklevel=3
+        )
     with tqdm(total=batch_size, desc="BatchBALD", unit="pick", disable=not progress) as bar:
         for step in range(batch_size):
             if step == 0:

@@ -141,7 +141,7 @@ def greedy_coverage(
     if len(pool.sources) > 1:
         raise TypeError("features must be one array, got a pair")
     similarity, width = check_kernel(kernel, bandwidth)
-    may = None if candidates is None else check_rows(candidates, "candidates", pool)
+    may = None if candidates is None else check_rows(candidates, "candidates", pool.count, pool.device, pool.name)
     k = check_integer(k, "k")
     most, what = (pool.count, "rows of features") if may is None else (len(may), "candidates")
     if not 0 <= k <= most:

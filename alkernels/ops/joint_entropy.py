@@ -240,15 +240,15 @@ def conditional_entropy(probs: torch.Tensor, weights: torch.Tensor, mass: torch.
 
 
 def check_draws(
-    array: Array,
+    array: Array | Probabilities,
     name: str,
     log_input: bool,
     like: Probabilities | None = None,
     *,
     device: torch.device | str | None = None,
 ) -> Probabilities:
-    """Probabilities [N, K, C], not yet walked; of the shape and on the device of others."""
-    probs = Probabilities(array, name, 3, log_input, device=device)
+    """Probabilities [N, K, C], not yet walked; of the shape and on the device of others. Made already: as they are."""
+    probs = array if isinstance(array, Probabilities) else Probabilities(array, name, 3, log_input, device=device)
     if like is not None:
         if probs.shape[1:] != like.shape[1:]:
             raise ValueError(

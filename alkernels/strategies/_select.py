@@ -1,0 +1,280 @@
+"""``alkernels.select``: any strategy by its name, on the arrays that one has."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+
+from alkernels._inputs import RowsOf, as_tensor, check_integer, check_rows
+from alkernels.strategies._catalogue import INPUTS, StrategyInfo, info, names, nearest
+from alkernels.strategies._picking import TIE_BREAKS, top, top_scores
+
+
+def select(
+    strategy: str,
+    batch_size: int,
+    *,
+    probs: Any = None,
+    mc_probs: Any = None,
+    votes: Any = None,
+    features: Any = None,
+    scores: Any = None,
+    clusters: Any = None,
+    history: Any = None,
+    labeled_features: Any = None,
+    labeled_probs: Any = None,
+    labels: Any = None,
+    target_mc_probs: Any = None,
+    head_weight: Any = None,
+    head_bias: Any = None,
+    of: str | None = None,
+    candidates: Any = None,
+    prefilter: str | None = None,
+    keep: int | None = None,
+    tie_break: str = "index",
+    generator: torch.Generator | int | None = None,
+    device: torch.device | str | None = None,
+    progress: bool = False,
+    **options: Any,
+) -> Any:
+    """Pick the rows to label next by any strategy of the catalogue.
+
+    Parameters
+    ----------
+    strategy : str
+        A name of :func:`alkernels.strategies.names`; :func:`alkernels.strategies.info` says what it needs.
+    batch_size : int
+        How many rows to pick. More than there are: all of them, in order, with a warning.
+    probs : Tensor or ndarray of shape (N, C), optional
+        Class probabilities of the pool.
+    mc_probs : Tensor or ndarray of shape (N, K, C), optional
+        The same under K posterior draws.
+    votes : integer array of shape (N, K), optional
+        The classes that K members vote for, in place of `mc_probs`.
+    features : Tensor or ndarray of shape (N, D), optional
+        Feature vectors of the pool.
+    scores : array of shape (N,), optional
+        Scores of your own, for strategies that build on a score. By default those of the strategy `of`.
+    clusters : integer array of shape (N,), optional
+        A clustering of your own.
+    history : array of shape (N, T), optional
+        What T epochs said of each row.
+    labeled_features, labeled_probs : Tensor or ndarray of shapes (L, D) and (L, C), optional
+        The same of the labelled rows.
+    labels : integer array of shape (L,), optional
+        Their classes.
+    target_mc_probs : Tensor or ndarray of shape (T, K, C), optional
+        `mc_probs` of the points that predictions are wanted on.
+    head_weight, head_bias : arrays of shapes (C, D) and (C,), optional
+        The linear last layer.
+    of : str, optional
+        The strategy whose scores a strategy that builds on scores takes: ``select("power", b, of="bald", ...)``.
+    candidates : mask of shape (N,) or row numbers, optional
+        Restricts the pool to some rows, as if the others were not there. Indices that come back are of the whole.
+    prefilter, keep : str and int, optional
+        Restricts the pool further, to the `keep` highest scores of another strategy:
+        ``select("facility_location", b, prefilter="entropy", keep=10 * b, ...)``.
+    tie_break : {"index", "random"}, default "index"
+        Which of equal scores come first, for strategies that score each row.
+    generator : torch.Generator or int, optional
+        Decides all draws. Default: torch's global generator.
+    device : torch.device or str, optional
+        A CUDA device to work on arrays in host memory with.
+    progress : bool, default False
+        Show a progress bar, where a strategy takes long.
+    **options
+        The strategy's own, and those of `of`.
+
+    Returns
+    -------
+    Selection
+        ``indices`` (b,) int64, distinct, in the order picked; ``scores`` (b,), the value that made each pick, higher =
+        better. Some strategies return a named tuple with more behind these two. Tensors for tensors, NumPy for NumPy.
+
+    Raises
+    ------
+    ValueError
+        A strategy or an option that does not exist, an array that is missing, arrays that disagree, wrong values.
+    TypeError
+        An argument of the wrong type.
+
+    Warns
+    -----
+    UserWarning
+        `batch_size` above the number of rows.
+
+    Notes
+    -----
+    Arrays that the strategy has no use for are left alone, so that a loop can pass all it has.
+
+    Examples
+    --------
+    >>> import torch, alkernels as alk
+    >>> probs = torch.tensor([[0.9, 0.1], [0.5, 0.5], [0.7, 0.3]])
+    >>> alk.select("margin", 2, probs=probs).indices
+    tensor([1, 2])
+    """
+    entry = info(strategy)
+    given = {name: value for name, value in locals().items() if name in INPUTS and value is not None}
+    run = {"generator": generator, "device": device, "progress": progress}
+    if tie_break not in TIE_BREAKS:
+        raise ValueError(f"tie_break must be 'index' or 'random', got {tie_break!r}")
+    if tie_break != "index" and not entry.each_row:
+        raise ValueError(f"tie_break must be 'index' for {strategy}, which picks a batch, got {tie_break!r}")
+    if (keep is None) != (prefilter is None):
+        raise ValueError(f"prefilter and keep must be given together, got prefilter={prefilter!r} and keep={keep!r}")
+    inner = _inner(entry, of, given)
+    first = None if prefilter is None else _scoring(prefilter, "prefilter")
+    entries = [e for e in (entry, inner, first) if e is not None]
+    _check_options(entries, options)
+    for e in entries:
+        # what gives a strategy its scores is asked for in its place
+        _check_needs(e, given, without="scores" if e is entry and inner is not None else None)
+    if device is not None and not any("device" in e.parameters for e in entries):
+        raise ValueError(f"device must be None for {strategy}, which works where its arrays are, got {device!r}")
+
+    used = {name: value for name, value in given.items() if any(name in e.arrays for e in entries)} or given
+    count, where = _rows_of_the_pool(used, strategy)
+    rows = None if candidates is None else check_rows(candidates, "candidates", count, where, "the pool")
+    batch_size = check_integer(batch_size, "batch_size")
+    most = count if rows is None else len(rows)
+    if batch_size < 0:
+        raise ValueError(f"batch_size must not be negative, got {batch_size}")
+    if most == 0:
+        raise ValueError(f"{'the pool' if rows is None else 'candidates'} must have at least one row, got none")
+    if first is not None:
+        keep = check_integer(keep, "keep")
+        if keep < max(1, min(batch_size, most)):
+            raise ValueError(f"keep must be at least batch_size, {batch_size}, got {keep}")
+        most = min(keep, most)
+        best = top(_as_scores(_call(first, _restricted(used, rows), options, run)), most).to(where)
+        rows = (best if rows is None else rows[best]).sort().values
+    if batch_size > most:
+        what = f"all {most} {'rows' if rows is None else 'candidates'} are picked"
+        warnings.warn(f"batch_size is {batch_size}: {what}", UserWarning, stacklevel=2)
+        batch_size = most
+    arrays = _restricted(used, rows)
+    if inner is not None:
+        arrays["scores"] = _call(inner, arrays, options, run)
+    if entry.each_row:
+        picked = top_scores(_call(entry, arrays, options, run), batch_size, tie_break=tie_break, generator=generator)
+    else:
+        picked = _call(entry, arrays, options, run, batch_size=batch_size)
+    return picked if rows is None else _of_the_whole(picked, rows)
+
+
+def _inner(entry: StrategyInfo, of: str | None, given: dict[str, Any]) -> StrategyInfo | None:
+    """The strategy that gives `entry` its scores, if it takes any and none are given."""
+    if of is None:
+        if entry.of is None or "scores" in given:
+            if ("scores",) in entry.needs and "scores" not in given:
+                wanted = f"of=, the strategy whose scores it takes, or scores= {_shape('scores')}"
+                raise ValueError(f"{entry.name} needs {wanted}")
+            return None
+        return info(entry.of)
+    if "scores" not in entry.arrays:
+        raise ValueError(f"of must not be given for {entry.name}, which takes no scores, got {of!r}")
+    if "scores" in given:
+        raise ValueError(f"of must not be given together with scores, got {of!r}")
+    return _scoring(of, "of")
+
+
+def _scoring(name: str, argument: str) -> StrategyInfo:
+    if name not in names():
+        raise ValueError(f"{argument} must be a name in the catalogue, got {name!r}{nearest(str(name), names())}")
+    entry = info(name)
+    if not entry.each_row:
+        raise ValueError(f"{argument} must be a strategy that scores each row, got {name!r}, which picks a batch")
+    return entry
+
+
+def _shape(name: str) -> str:
+    return f"{INPUTS[name].shape} ({INPUTS[name].meaning})"
+
+
+def _check_options(entries: list[StrategyInfo], options: dict[str, Any]) -> None:
+    known = list(dict.fromkeys(option for e in entries for option in e.options))
+    for option in options:
+        if option not in known:
+            who = " or ".join(dict.fromkeys(e.name for e in entries))
+            raise ValueError(f"{option} is not an option of {who}{nearest(option, known)}")
+
+
+def _check_needs(entry: StrategyInfo, given: dict[str, Any], without: str | None) -> None:
+    missing = [g for g in entry.needs if without not in g and not any(name in given for name in g)]
+    if missing:
+        wanted = ", and ".join(" or ".join(f"{name}= {_shape(name)}" for name in g) for g in missing)
+        got = ", ".join(given) or "no array"
+        raise ValueError(f"{entry.name} needs {wanted}, got {got}")
+    for group in entry.needs:
+        both = [name for name in group if name in given]
+        if len(both) > 1 and len(group) > 1:
+            raise ValueError(f"{entry.name} takes either {' or '.join(group)}, got {' and '.join(both)}")
+
+
+def _rows_of_the_pool(used: dict[str, Any], strategy: str) -> tuple[int, torch.device]:
+    """How many, on which device; the same for all arrays."""
+    found: dict[str, int] = {}
+    where = torch.device("cpu")
+    for name, value in used.items():
+        if not INPUTS[name].pool:
+            continue
+        array = value[0] if isinstance(value, tuple) else value
+        if isinstance(array, torch.Tensor) and not found:
+            where = array.device
+        try:
+            found[name] = len(array)
+        except TypeError:
+            raise TypeError(f"{name} must be an array {INPUTS[name].shape}, got {type(value).__name__}") from None
+    if not found:
+        raise ValueError(f"{strategy} needs an array of the pool, got {', '.join(used) or 'none'}")
+    if len(set(found.values())) > 1:
+        counts = ", ".join(f"{n} of {name}" for name, n in found.items())
+        raise ValueError(f"arrays of the pool must have as many rows, got {counts}")
+    return next(iter(found.values())), where
+
+
+def _restricted(arrays: dict[str, Any], rows: torch.Tensor | None) -> dict[str, Any]:
+    """The arrays with some rows of the pool only."""
+    if rows is None:
+        return dict(arrays)
+
+    def some(name: str, value: Any) -> Any:
+        if not INPUTS[name].pool:
+            return value
+        if isinstance(value, (tuple, list)) and len(value) == 2 and name == "features":
+            return tuple(RowsOf(v, rows) for v in value)
+        if name in ("probs", "mc_probs", "features", "scores"):
+            return RowsOf(value, rows) if hasattr(value, "shape") else value
+        chosen = as_tensor(value, name, f"an array {INPUTS[name].shape}")[rows.to(getattr(value, "device", "cpu"))]
+        return chosen if isinstance(value, torch.Tensor) else chosen.numpy()
+
+    return {name: some(name, value) for name, value in arrays.items()}
+
+
+def _call(
+    entry: StrategyInfo, arrays: dict[str, Any], options: dict[str, Any], run: dict[str, Any], **more: Any
+) -> Any:
+    """The strategy's function with what it takes of all that there is."""
+    parameters = entry.parameters
+    offered = {**arrays, **options, **run, **more}
+    if "pool" in parameters:
+        offered["pool"] = next(value for name, value in arrays.items() if INPUTS[name].pool)
+    return entry.function(**{name: value for name, value in offered.items() if name in parameters})
+
+
+def _as_scores(scores: Any) -> torch.Tensor:
+    return scores if isinstance(scores, torch.Tensor) else torch.from_numpy(scores)
+
+
+def _of_the_whole(picked: Any, rows: torch.Tensor) -> Any:
+    """Row numbers of the restricted pool as those of the whole."""
+    where = {}
+    for field in picked._fields:
+        value = getattr(picked, field)
+        if field == "indices" or field.endswith("_indices"):
+            is_tensor = isinstance(value, torch.Tensor)
+            where[field] = rows.to(value.device)[value] if is_tensor else rows.cpu().numpy()[value]
+    return picked._replace(**where)
