@@ -1,14 +1,19 @@
 """The strategy catalogue: one documented function a strategy, in families, and what is known of each."""
 
-from alkernels.strategies import bayesian, committee, diversity, uncertainty
+from alkernels.strategies import bayesian, committee, diversity, dynamics, gradient, uncertainty
 from alkernels.strategies._catalogue import StrategyInfo, info, names
 from alkernels.strategies._picking import top_scores
+from alkernels.strategies.dynamics import DispersionTracker, ForgettingTracker
 
 __all__ = [
+    "DispersionTracker",
+    "ForgettingTracker",
     "StrategyInfo",
     "bayesian",
     "committee",
     "diversity",
+    "dynamics",
+    "gradient",
     "info",
     "names",
     "top_scores",
