@@ -1,7 +1,7 @@
 """The strategy catalogue: one documented function a strategy, in families, and what is known of each."""
 
 from alkernels.strategies import bayesian, committee, diversity, dynamics, gradient, uncertainty
-from alkernels.strategies._catalogue import StrategyInfo, info, names
+from alkernels.strategies._catalogue import StrategyInfo, described_needs, info, names
 from alkernels.strategies._picking import top_scores
 from alkernels.strategies.dynamics import DispersionTracker, ForgettingTracker
 
@@ -11,6 +11,7 @@ __all__ = [
     "StrategyInfo",
     "bayesian",
     "committee",
+    "described_needs",
     "diversity",
     "dynamics",
     "gradient",

@@ -31,7 +31,7 @@ def random(pool: Any, *, generator: torch.Generator | int | None = None) -> Arra
 
     References
     ----------
-    .. [1] A uniform sample without replacement.
+    .. [1] D. D. Lewis, W. A. Gale. A sequential algorithm for training text classifiers. SIGIR 1994.
     """
     rows = pool[0] if isinstance(pool, tuple) else pool
     uniform = torch.Generator().manual_seed(seed_of(generator))

@@ -71,6 +71,13 @@ def as_numpy(given):
     return {k: v.numpy() for k, v in given.items()}
 
 
+def arrays_of(name):
+    """What a strategy looks at, and the one that gives it its scores."""
+    entry = alk.strategies.info(name)
+    inner = OPTIONS.get(name, {}).get("of", entry.of)
+    return set(entry.arrays) | (set(alk.strategies.info(inner).arrays) if inner else set())
+
+
 @pytest.fixture(params=NAMES)
 def name(request):
     return request.param
@@ -83,7 +90,7 @@ def test_the_registry_has_the_names_of_the_contract():
     dropquery contextual_diversity cluster_margin bait alfa_mix galaxy lcmd power softmax softrank""".split()
     assert set(wanted) <= set(NAMES)
     assert NAMES == [n for family in FAMILIES for n in alk.strategies.names(family)]
-    with pytest.raises(ValueError, match="family must be one of uncertainty, .* got 'unknown'"):
+    with pytest.raises(ValueError, match=r"family must be one of uncertainty, .* got 'unknown'"):
         alk.strategies.names("unknown")
 
 
@@ -117,11 +124,11 @@ def test_picks_are_distinct_rows_in_order(name):
 def test_a_seed_decides_all_and_inputs_stay(name):
     given = arrays()
     copies = {k: v.clone() for k, v in given.items()}
-    state = torch.get_rng_state(), np.random.get_state()[1].copy()
+    state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
     first, again = run(name, 7, given), run(name, 7, given)
     assert torch.equal(first.indices, again.indices) and torch.equal(first.scores, again.scores)
     assert all(torch.equal(v, copies[k]) for k, v in given.items())
-    assert torch.equal(state[0], torch.get_rng_state()) and (state[1] == np.random.get_state()[1]).all()
+    assert torch.equal(state[0], torch.get_rng_state()) and (state[1] == np.random.get_state()[1]).all()  # noqa: NPY002
     by_generator = [run(name, 7, given, generator=torch.Generator().manual_seed(5)).indices for _ in range(2)]
     assert torch.equal(*by_generator)
 
@@ -255,11 +262,7 @@ def test_uniform_predictions(name):
 
 def test_nan_is_refused(name):
     given = arrays()
-    entry = alk.strategies.info(name)
-    used = set(entry.arrays) | (
-        set(alk.strategies.info("entropy").arrays) if OPTIONS.get(name, {}).get("of") else set()
-    )
-    used |= set(alk.strategies.info(entry.of).arrays) if entry.of else set()
+    used = arrays_of(name)
     for k in sorted(used & FLOATS & set(given)):
         for bad in (torch.nan, torch.inf):
             broken = dict(given)
@@ -298,9 +301,8 @@ def test_what_is_missing_is_named(name):
 
 def test_what_it_has_no_use_for_is_left_alone(name):
     """A loop passes all that it has; arrays of another strategy are not even looked at."""
-    entry = alk.strategies.info(name)
     given = arrays()
-    used = set(entry.arrays) | set(alk.strategies.info(entry.of or OPTIONS.get(name, {}).get("of", name)).arrays)
+    used = arrays_of(name)
     unused = {k: v * torch.nan for k, v in given.items() if k in FLOATS - used}
     if used:
         assert torch.equal(run(name, 5, {**given, **unused}).indices, run(name, 5, given).indices)
