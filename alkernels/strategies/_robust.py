@@ -1,4 +1,4 @@
-"""k-center with outliers: the smallest radius by integer programming, and Charikar's 3-approximation."""
+"""k-center with outliers: the smallest radius by integer programming, and approximations by greedy discs."""
 
 from __future__ import annotations
 
@@ -30,20 +30,23 @@ def exact(
     distances: np.ndarray,
     to_labeled: np.ndarray,
     picks: np.ndarray,
+    count: int,
     outliers: int,
     bound: float,
     time_limit: float,
     progress: bool,
 ) -> tuple[np.ndarray, bool]:
-    """Centres of the smallest radius, at most as many as `picks` are, and whether that is proved.
+    """At most `count` centres of the smallest radius, and whether that is proved.
 
     Parameters
     ----------
     distances : ndarray of shape (n, n)
     to_labeled : ndarray of shape (n,)
         To the nearest labelled row; infinite without.
-    picks : ndarray of shape (b,)
+    picks : ndarray of shape (n',)
         Centres to improve on.
+    count : int
+        How many there may be.
     outliers : int
         How many rows need not be within the radius.
     bound : float
@@ -53,8 +56,7 @@ def exact(
     """
     solvers = package("scipy.optimize", "strategies"), package("scipy.sparse", "strategies")
     deadline = time.monotonic() + time_limit
-    best, count = picks, len(picks)
-    radius = radius_of(np.minimum(to_labeled, distances[:, picks].min(1)), outliers)
+    best, radius = picks, _radius(distances, to_labeled, picks, outliers)
     some = [x[(x >= bound) & (x < radius)] for x in (np.zeros(1), distances, to_labeled)]
     levels = np.unique(np.concatenate(some))
     low, high = 0, len(levels)  # the optimum is levels[low] at least, and levels[high], or the first radius, at most
@@ -71,12 +73,15 @@ def exact(
                 low = middle + 1
             else:
                 best = _needed(distances, to_labeled, found, levels[middle], outliers)
-                nearest = np.minimum(to_labeled, distances[:, best].min(1)) if len(best) else to_labeled
-                radius = radius_of(nearest, outliers)
+                radius = _radius(distances, to_labeled, best, outliers)
                 high = min(middle, int(np.searchsorted(levels, radius)))
             bar.update()
             bar.set_postfix(radius=f"{radius:.6g}")
     return best, True
+
+
+def _radius(distances: np.ndarray, to_labeled: np.ndarray, centers: np.ndarray, outliers: int) -> float:
+    return radius_of(np.minimum(to_labeled, distances[:, centers].min(1, initial=np.inf)), outliers)
 
 
 def _centers(
@@ -135,7 +140,7 @@ def _needed(
 
 
 class Discs:
-    """Charikar's greedy rule at one radius after another.
+    """Greedy covers by discs of one radius or another.
 
     Parameters
     ----------
@@ -149,34 +154,28 @@ class Discs:
     def __init__(self, pool: Pool, labeled: Pool | None, outliers: int) -> None:
         self.pool, self.labeled, self.outliers = pool, labeled, outliers
 
-    def centers(self, count: int, radius: float) -> torch.Tensor | None:
-        """Up to `count` centres whose discs of three times the radius leave no more than the outliers uncovered.
+    def centers(self, count: int, radius: float, spread: float) -> torch.Tensor | None:
+        """Up to `count` centres that leave no more than the outliers outside of `spread` times the radius, or None.
 
-        Each is the one whose disc of the radius covers most rows that are not covered yet. None where the rule does not
-        get so far: then no `count` centres do within the radius.
+        Each is the one whose disc of the radius holds most rows that are still outside. With a spread of 3 this is
+        Charikar's rule: it fails only where no `count` centres do within the radius itself.
         """
         ones = torch.ones(self.pool.count, dtype=torch.float64, device=self.pool.device)
         covered, width = torch.zeros_like(ones), max(radius * (1 + 1e-9), 1e-140)
         discs = Coverage(self.pool, KERNELS["tophat"], width, ones, covered)
-        wide = Coverage(self.pool, KERNELS["tophat"], 3 * width, ones, covered, self.labeled)  # the same `covered`
+        wide = Coverage(self.pool, KERNELS["tophat"], spread * width, ones, covered, self.labeled)  # the same `covered`
         greedy = LazyGreedy(
             torch.full_like(ones, torch.inf),
             (lambda rows: discs.gains(rows, exact=False)) if discs.narrow else None,
             lambda rows: discs.gains(rows, exact=True),
         )
         picks: list[int] = []
-        while len(picks) < count and self._left(covered) > self.outliers:
+        while (outside := int((covered == 0).sum()) > self.outliers) and len(picks) < count:
             pick, _ = greedy.best()
             picks.append(pick)
             greedy.exclude(pick)
             wide.add(self.pool.gather(torch.tensor([pick], device=self.pool.device))[0])
-        if self._left(covered) > self.outliers:
-            return None
-        return torch.tensor(picks, dtype=torch.int64, device=self.pool.device)
-
-    @staticmethod
-    def _left(covered: torch.Tensor) -> int:
-        return int((covered == 0).sum())
+        return None if outside else torch.tensor(picks, dtype=torch.int64, device=self.pool.device)
 
 
 def approximate(
@@ -188,6 +187,9 @@ def approximate(
 ) -> torch.Tensor:
     """At most as many centres as `picks` are, of at most three times the smallest radius; never worse than `picks`.
 
+    A spread of 1 finds small radii but promises nothing. Where they are not proved to be within three times the
+    smallest by the lower bound, a spread of 3 is tried until they are.
+
     Parameters
     ----------
     discs : Discs
@@ -198,20 +200,22 @@ def approximate(
         No radius below this is possible.
     """
     best, radius = picks, radius_of_picks(picks)
-    low, high = bound, radius
     with tqdm(desc="robust k-center", unit="step", disable=not progress) as bar:
-        for _ in range(_LARGEST_STEPS):
-            if high - low <= _TOLERANCE * high:
-                break
-            middle = (low + high) / 2
-            found = discs.centers(len(picks), middle)
-            if found is None:
-                low = middle
-            else:
-                reached = radius_of_picks(found)
-                if reached < radius:
-                    best, radius = found, reached
-                high = min(middle, reached)
-            bar.update()
-            bar.set_postfix(radius=f"{radius:.6g}")
+        for spread in (1.0, 3.0):
+            low, high = bound, radius
+            for _ in range(_LARGEST_STEPS):
+                gap = high - low if spread == 1 else radius - 3 * low
+                if gap <= _TOLERANCE * high:
+                    break
+                middle = (low + high) / 2
+                found = discs.centers(len(picks), middle, spread)
+                if found is None:
+                    low = middle
+                else:
+                    reached = radius_of_picks(found)
+                    if reached < radius:
+                        best, radius = found, reached
+                    high = min(middle, reached)
+                bar.update()
+                bar.set_postfix(radius=f"{radius:.6g}")
     return best

@@ -243,7 +243,7 @@ def k_center_greedy(
     formula=r"\min_{S} \min \{ r : |\{ i : \min_{j \in S} d(x_i, x_j) > r \}| \le \Xi \}",
     cost="integer programs; N² D log N with method='greedy'",
     kernels=("k_center_greedy", "greedy_coverage", "knn"),
-    use="Core-set that may leave outliers out; a tenth to a fifth less radius than greedy on small pools.",
+    use="Core-set that may leave outliers out; about a tenth less radius than greedy.",
 )
 def robust_k_center(
     features: Array,
@@ -259,9 +259,10 @@ def robust_k_center(
 ) -> RobustSelection:
     """Core-set with outliers: picks of the smallest radius around all rows but a few.
 
-    Bisects over the distances that occur, from the radius of the greedy picks down. Whether a radius is possible is an
-    integer program of one binary a row, which SciPy's HiGHS solves; large pools are left to the greedy 3-approximation
-    of Charikar et al.
+    From the radius of the k-center greedy picks down, discs of one radius after another are placed greedily, each
+    where it holds most rows that are outside of all others. Then follows a bisection over the distances that occur:
+    whether a radius is possible is an integer program of one binary a row, which SciPy's HiGHS solves. Large pools are
+    left to the greedy discs, which are within three times the smallest radius by the rule of Charikar et al.
 
     Parameters
     ----------
@@ -274,13 +275,13 @@ def robust_k_center(
     outliers : int, optional
         How many rows of the pool may lie outside. Outliers can be picked like any other row. Default: ``N // 10000``.
     method : {"auto", "exact", "greedy"}, default "auto"
-        "exact" for integer programs, which store N x N distances; "greedy" for the 3-approximation; "auto" is exact up
-        to N = 2000.
+        "exact" for integer programs, which store N x N distances; "greedy" for the discs alone; "auto" is exact up to
+        N = 2000.
     time_limit : float, default 60
         Seconds for all integer programs together. After that the best picks so far are returned, which may then depend
         on the machine's speed.
     start : int, optional
-        The first pick of the greedy picks to begin with. By default the row farthest from the labelled ones; without
+        The first of the greedy picks to begin with. By default the row farthest from the labelled ones; without
         any, one drawn by `generator`.
     generator : torch.Generator or int, optional
         Draws that first pick. Default: torch's global generator.
@@ -335,27 +336,26 @@ def robust_k_center(
     picks, optimal = farthest[:batch_size], batch_size + outliers >= count or batch_size == 0
     if not optimal:
         bound = (1 - 1e-4) * float(scores[-1]) / 2
+        better = _robust.approximate(
+            _robust.Discs(pool, known, outliers),
+            picks,
+            lambda centers: _robust.radius_of(_to_centers(features, pool, known, centers), outliers),
+            bound,
+            progress,
+        )
         if method == "exact" or (method == "auto" and count <= _LARGEST_EXACT):
             rows = _whole(pool).double()
-            apart = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist").cpu().numpy()
             found, optimal = _robust.exact(
-                apart,
+                torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist").cpu().numpy(),
                 _to_centers(features, pool, known, picks[:0]),
-                picks.cpu().numpy(),
+                better.cpu().numpy(),
+                batch_size,
                 outliers,
                 bound,
                 float(time_limit),
                 progress,
             )
             better = torch.from_numpy(found).to(pool.device)
-        else:
-            better = _robust.approximate(
-                _robust.Discs(pool, known, outliers),
-                picks,
-                lambda centers: _robust.radius_of(_to_centers(features, pool, known, centers), outliers),
-                bound,
-                progress,
-            )
         if not torch.equal(better, picks):
             picks = _filled(features, pool, known, better, batch_size)
     if torch.equal(picks, farthest[:batch_size]):
