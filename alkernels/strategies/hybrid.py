@@ -429,8 +429,10 @@ def cal(
     (points,) = known.tile(0, known.count)
     # Of rows of length one the squared distance is 2 - 2 cos: the cosine metric finds the same neighbours without
     # copies of the rows. Not so for labelled rows of zeros, which are as far from all others as a cosine of 1/2.
-    scaled = any(not tile.any(1).all() for _, _, (tile,) in known.tiles(_rows_a_tile(known.device, known.widths[0])))
-    points = _unit(points) if scaled else points
+    scaled = not bool(points.any(1).all())
+    if scaled:
+        of_zeros = points.any(1).sort(stable=True).indices[:k]  # those of zeros, and all others equally far
+        points = _unit(points)
     scores = torch.empty(pool.count, dtype=torch.float64, device=likely.device)
     size = _rows_a_tile(pool.device, 2 * pool.widths[0] + 3 * k + 2 * likely.shape[1])
     with tqdm(total=pool.count, desc="CAL", unit="row", unit_scale=True, disable=not progress) as bar:
@@ -438,6 +440,8 @@ def cal(
             end = min(begin + size, pool.count)
             (rows,) = pool.tile(begin, end)
             near = knn(_unit(rows) if scaled else rows, points, k, metric="euclidean" if scaled else "cosine").indices
+            if scaled:
+                near[~rows.any(1)] = of_zeros
             said = likely.pool.tile(begin, end)[0].double()
             apart = pairwise_kl(given.whole, said, neighbors=near.to(said.device), gather="p", log_input=log_input)
             scores[begin:end] = torch.as_tensor(apart).mean(1)
@@ -1452,7 +1456,8 @@ def galaxy(
     Notes
     -----
     The paper learns each label before the next pick, also within a batch. Here labels come once a batch: a picked row
-    counts as of its likeliest class until the batch is full. With `batch_size` 1 the two are the same.
+    counts as of its likeliest class until the batch is full. That finds fewer of the rarest rows; with `batch_size` 1,
+    the same `probs` and each label passed on, the two are the same.
 
     Two classes make one line. Each drawn class is sorted once; memory beyond the arrays is 4 bytes a row and drawn
     class, and 100 MB.
