@@ -919,5 +919,5 @@ def _squared_lengths(pool: Pool) -> torch.Tensor:
 
 
 def _product_of_squares(factors: Factors) -> torch.Tensor:
-    squares = [factor.double().square_().sum(1) for factor in factors]
+    squares = [factor.double().square().sum(1) for factor in factors]
     return squares[0] if len(squares) == 1 else squares[0] * squares[1]
