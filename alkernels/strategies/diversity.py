@@ -386,8 +386,8 @@ def robust_k_center(
     -----
     Where fewer picks suffice for the radius, farthest-first ones fill up. The lower end of the bisection is half the
     distance of greedy pick number ``b + outliers``, below which no radius can be (the paper's half the greedy radius is
-    too high with outliers). "exact" takes some seconds at N = 300 and a minute and more at N = 1000; memory some 30 N²
-    bytes. "greedy" walks the pool a few times a step of the bisection, some ten steps, in tiles.
+    too high with outliers). "exact" takes about a second at N = 300, and from N = 1000 on often more than the
+    time limit; memory some 30 N² bytes. "greedy" takes some ten steps of as much as a facility location each.
 
     References
     ----------
@@ -853,6 +853,9 @@ def probcover(
     everything; where more rows than `purity` allows coincide with rows of other clusters, it is their copies alone.
     N x N is not stored. Memory: a few copies of the features, 64 MB and 64 bytes a row.
 
+    Features that do not keep classes apart make small balls, which stay in the densest classes: of 20 picks of MNIST by
+    32 principal components, the default radius (0.45) reaches 4 classes, `purity` 0.5 (0.75) all 10.
+
     References
     ----------
     .. [1] O. Yehuda, A. Dekel, G. Hacohen, D. Weinshall. Active learning through a covering lens. NeurIPS 2022.
@@ -998,5 +1001,5 @@ def _squared_lengths(pool: Pool) -> torch.Tensor:
 
 
 def _product_of_squares(factors: Factors) -> torch.Tensor:
-    squares = [factor.double().square_().sum(1) for factor in factors]
+    squares = [factor.double().square().sum(1) for factor in factors]
     return squares[0] if len(squares) == 1 else squares[0] * squares[1]
