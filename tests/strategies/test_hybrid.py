@@ -550,6 +550,20 @@ def test_uherding_without_labelled_rows_covers():
         hybrid.uherding(features, scores, 6, labeled_features=given["labeled_features"], bandwidth=0)
 
 
+def test_uherding_of_equal_scores_against_scikit_activeml():
+    pool = pytest.importorskip("skactiveml.pool")
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((120, 4)), np.full(120, np.nan)
+    y[:15] = 0
+    picks, utilities = pool.MaxHerding(metric_dict={"gamma": 1.0}, random_state=0).query(
+        x, y, batch_size=20, return_utilities=True
+    )
+    ours = hybrid.uherding(x[15:], np.ones(105), 20, labeled_features=x[:15], bandwidth=1.0)
+    # two rows that cover each other alone add as much: gains are the same, which of the two is theirs to draw
+    np.testing.assert_allclose(ours.scores, 105 * utilities[np.arange(20), picks], rtol=1e-9)
+    assert ours.indices[:15].tolist() == (picks[:15] - 15).tolist()
+
+
 # ---- clusters ----
 
 
@@ -967,7 +981,7 @@ def test_the_next_row_in_line():
 
 
 def test_galaxy_halves_stretches_by_hand():
-    """Two classes, one line: rows 0 to 14 by falling p_0 between the two labelled ones; 0 to 10 are likely of class 0."""
+    """Two classes, one line: 15 rows by falling p_0 between two labelled ones; 0 to 10 are likely of class 0."""
     p = torch.linspace(0.99, 0.332, 15, dtype=torch.float64)
     assert int((p >= 0.5).sum()) == 11
     probs, ends = torch.stack([p, 1 - p], 1), torch.tensor([[0.999, 0.001], [0.1, 0.9]], dtype=torch.float64)
@@ -1016,25 +1030,27 @@ def test_a_line_is_sorted_by_lead_and_then_by_certainty():
 def test_diverse_batches_hold_no_copies():
     """1000 images four times, with noise: how many different ones are among 100 picks (the spec: 57, 90 and 100)."""
     x, y = mnist()
-    for seed in range(2):
+    different, worth = {}, {}
+    for seed in range(3):
         g = torch.Generator().manual_seed(seed)
         order = torch.randperm(5000, generator=g)
         known, pool = order[:100], order[100:1100]
         logits, penultimate = train_mlp(x[known], y[known], seed)
         copies = x[pool].repeat(4, 1)
         copies += 0.05 * torch.randn(copies.shape, generator=g)
-        probs = logits(copies).softmax(1)
-        features = penultimate(copies)
-        different, margins = {}, alk.strategies.uncertainty.margin(probs)
+        probs, features = logits(copies).softmax(1), penultimate(copies)
+        margins = alk.strategies.uncertainty.margin(probs)
         for name, of in (("margin", None), ("power", "margin"), ("diverse_minibatch", "margin"), ("random", None)):
             options = {} if of is None else {"of": of}
             picks = alk.select(name, 100, probs=probs, features=features, generator=seed, **options).indices
-            different[name] = len((picks % 1000).unique()), float(margins[picks].mean())
-        print({name: f"{n} / {m:.2f}" for name, (n, m) in different.items()})
-        assert different["margin"][0] <= 75
-        assert different["diverse_minibatch"][0] >= 95 and different["power"][0] >= 80
-        assert different["power"][1] > 1.5 * different["random"][1]
-        assert different["diverse_minibatch"][1] > 2 * different["random"][1]
+            different.setdefault(name, []).append(len((picks % 1000).unique()))
+            worth.setdefault(name, []).append(float(margins[picks].mean()))
+    print("different originals", different)
+    print("mean score", worth)
+    mean = {name: sum(values) / 3 for name, values in worth.items()}
+    assert sum(different["margin"]) / 3 <= 75
+    assert min(different["diverse_minibatch"]) >= 95 and min(different["power"]) >= 80
+    assert mean["power"] > 1.5 * mean["random"] and mean["diverse_minibatch"] > 2 * mean["random"]
 
 
 def test_galaxy_finds_the_rare_classes():
