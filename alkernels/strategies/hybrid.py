@@ -388,8 +388,8 @@ def cal(
 
     Notes
     -----
-    Rows are taken some thousands at a time: memory beyond the arrays is 100 MB and the result. Of equally near labelled
-    rows the first ones count.
+    Rows are taken some thousands at a time: memory beyond the arrays is 100 MB and the result, and where a labelled row
+    is all zeros a copy of `labeled_features`. Of equally near labelled rows the first ones count.
 
     References
     ----------
