@@ -165,13 +165,13 @@ def replacing(path: Path, flag: str = "--out") -> Iterator[BinaryIO]:
 SELECTION_EXTENSIONS = (".npy", ".npz", ".txt", ".csv")
 
 
-def write_selection(path: Path, indices: np.ndarray, scores: np.ndarray) -> None:
-    """Writes .npy (indices), .npz (indices and scores), or .txt and .csv (one index a line)."""
+def write_selection(path: Path, **arrays: np.ndarray) -> None:
+    """Writes .npy (indices), .npz (everything), or .txt and .csv (one index a line)."""
     extension = path.suffix.lower()
     with replacing(path) as file:
         if extension == ".npy":
-            np.save(file, indices)
+            np.save(file, arrays["indices"])
         elif extension == ".npz":
-            np.savez(file, indices=indices, scores=scores)
+            np.savez(file, **arrays)  # type: ignore[arg-type]
         else:
-            file.write("".join(f"{i}\n" for i in indices).encode())
+            file.write("".join(f"{i}\n" for i in arrays["indices"]).encode())

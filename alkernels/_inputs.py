@@ -399,15 +399,15 @@ def largest_magnitude(rows: Pool) -> float:
     return largest
 
 
-def check_labeled(labeled: RowsLike | None, pool: Pool) -> Pool | None:
+def check_labeled(labeled: RowsLike | None, pool: Pool, name: str = "labeled") -> Pool | None:
     """The labelled set as a Pool that fits `pool`; None where it is missing or empty."""
     if labeled is None:
         return None
-    rows = Pool(labeled, "labeled", device=pool.target)
+    rows = Pool(labeled, name, device=pool.target)
     if rows.widths != pool.widths:
-        raise ValueError(f"labeled must be as wide as {pool.name}, got width {_widths(rows)} and {_widths(pool)}")
+        raise ValueError(f"{name} must be as wide as {pool.name}, got width {_widths(rows)} and {_widths(pool)}")
     if rows.device != pool.device:
-        raise ValueError(f"labeled must be on the device of {pool.name} ({pool.device}), got {rows.device}")
+        raise ValueError(f"{name} must be on the device of {pool.name} ({pool.device}), got {rows.device}")
     rows.check_finite()
     return rows if rows.count else None
 

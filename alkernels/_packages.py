@@ -7,7 +7,7 @@ from types import ModuleType
 
 
 def package(name: str, extra: str) -> ModuleType:
-    """The module `name`, or an error that says which extra brings it; an extra is called as its command, if it has one."""
+    """The module `name`, or an error that says which extra brings it; extras are called as their commands are."""
     try:
         return importlib.import_module(name)
     except ImportError:

@@ -59,6 +59,12 @@ class Probabilities:
         for begin, end, (tile,) in self.pool.tiles(self.rows_a_tile):
             yield begin, end, self.values(tile, dtype)
 
+    def checked_tiles(self, dtype: torch.dtype | None = None) -> Iterator[tuple[int, int, torch.Tensor]]:
+        """The same, each checked as :meth:`check` does before it is handed out: one walk for both."""
+        for begin, end, (tile,) in self.pool.tiles(self.rows_a_tile):
+            self._check_tile(begin, tile)
+            yield begin, end, self.values(tile, dtype)
+
     def gather(self, rows: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
         return self.values(self.pool.gather(rows)[0], dtype)
 

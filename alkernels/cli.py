@@ -1,4 +1,4 @@
-"""The command line: ``alkernels select``, ``alkernels demo`` and ``alkernels bench``."""
+"""The command line: ``alkernels select``, ``alkernels strategies``, ``alkernels demo`` and ``alkernels bench``."""
 
 from __future__ import annotations
 
@@ -9,14 +9,9 @@ import re
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 # torch takes a second to load: only what runs a command imports it, so that --help and usage errors come at once.
-if TYPE_CHECKING:
-    import torch
-
-    from alkernels._inputs import Pool, RowsLike
-
 _FILES = (
     "Files are .npy (memory-mapped), .npz, .pt, .pth or .safetensors; FILE:NAME picks one of several arrays. "
     "A second file makes a pair whose rows stand for their outer products."
@@ -24,59 +19,23 @@ _FILES = (
 _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
-class Outcome(NamedTuple):
-    """What a strategy hands back.
-
-    Attributes
-    ----------
-    indices, scores : Tensor of shape (b,)
-        As the library returns them.
-    cover_radius : float
-        The largest distance of a row to its nearest centre, inf where there is no centre at all.
-    passes : int
-        How often the pool was walked.
-    metric : str
-        The metric that was used.
-    more : dict
-        Numbers that only this strategy has, by their names in the JSON.
-    """
-
-    indices: torch.Tensor
-    scores: torch.Tensor
-    cover_radius: float
-    passes: int
-    metric: str
-    more: dict[str, float]
-
-
-def _k_center_greedy(pool: Pool, labeled: Pool | None, args: argparse.Namespace, seed: int, progress: bool) -> Outcome:
-    from alkernels._inputs import check_k, check_metric, check_start
-    from alkernels.ops.k_center_greedy import METRICS, select, to_distance
-
-    metric = args.metric or "euclidean"
-    kind, k, start = check_metric(metric, pool, METRICS), check_k(args.batch_size, pool), check_start(args.start, pool)
-    run = select(pool, k, labeled, start, kind, seed, track=True, progress=progress)
-    radius = float(to_distance(run.state.distances(), kind).max())
-    return Outcome(run.indices, to_distance(run.squared, kind), radius, run.state.passes, metric, {})
-
-
-def _kmeans_plusplus(pool: Pool, labeled: Pool | None, args: argparse.Namespace, seed: int, progress: bool) -> Outcome:
-    from alkernels._inputs import check_k, check_start
-    from alkernels.ops.kmeans_plusplus import select
-
-    if args.metric is not None:
-        raise ValueError(f"--metric is not an option of kmeans_plusplus, which is euclidean, got {args.metric}")
-    k, start = check_k(args.batch_size, pool), check_start(args.start, pool)
-    run = select(pool, k, labeled, start, seed, track=True, progress=progress)
-    squared = run.state.distances()
-    cost = {"kmeans_cost": float(squared.sum())}
-    return Outcome(run.indices, run.squared, math.sqrt(squared.max()), run.state.passes, "euclidean", cost)
-
-
-STRATEGIES: dict[str, Callable[[Pool, Pool | None, argparse.Namespace, int, bool], Outcome]] = {
-    "k_center_greedy": _k_center_greedy,
-    "kmeans_plusplus": _kmeans_plusplus,
+# The arrays of a strategy by their options; what each is says alkernels.strategies.
+_ARRAYS = {
+    "features": "feature vectors of the pool, one row an item",
+    "probs": "class probabilities of the pool [N, C]",
+    "mc_probs": "the same under K posterior draws [N, K, C]",
+    "votes": "classes that K members vote for [N, K]",
+    "scores": "scores of your own [N]",
+    "clusters": "a clustering of your own [N]",
+    "history": "what T epochs said of each row [N, T]",
+    "labeled_features": "feature vectors of the labelled rows",
+    "labeled_probs": "class probabilities of the labelled rows",
+    "labels": "classes of the labelled rows",
+    "target_mc_probs": "mc_probs of the points that predictions are wanted on",
+    "head_weight": "weights of the linear last layer [C, D]",
+    "head_bias": "biases of the linear last layer [C]",
 }
+_PAIRS = ("features", "labeled_features")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -114,33 +73,53 @@ def _parser() -> argparse.ArgumentParser:
 
     select = commands.add_parser(
         "select",
-        help="pick rows of a pool of feature vectors",
-        description="Pick rows of a pool of feature vectors and write their indices to a file. " + _FILES,
+        help="pick rows of a pool by any strategy",
+        description="Pick rows of a pool by any strategy of the catalogue (alkernels strategies) and write their "
+        "indices to a file. " + _FILES,
         allow_abbrev=False,
     )
-    select.add_argument("strategy", choices=list(STRATEGIES), metavar="STRATEGY", help=" or ".join(STRATEGIES))
+    select.add_argument("strategy", metavar="STRATEGY", help="a name that alkernels strategies lists")
     select.add_argument(
         "-b", "--batch-size", type=_integer(0), required=True, metavar="B", help="how many rows to pick"
     )
-    select.add_argument("--features", nargs="+", required=True, metavar="FILE", help="the pool, one row an item")
     select.add_argument(
         "--out", required=True, metavar="FILE", help="where to: .npy, .npz (with the scores), .txt or .csv"
     )
-    select.add_argument("--labeled", nargs="+", metavar="FILE", help="rows that are centres already")
-    select.add_argument("--start", type=_integer(0), metavar="I", help="the first pick")
+    for name, meaning in _ARRAYS.items():
+        flags = [_flag(name), "--labeled"] if name == "labeled_features" else [_flag(name)]
+        select.add_argument(*flags, dest=name, nargs="+" if name in _PAIRS else 1, metavar="FILE", help=meaning)
+    select.add_argument("--candidates", nargs=1, metavar="FILE", help="a mask or row numbers: the rows of the pool")
+    select.add_argument("--of", metavar="STRATEGY", help="whose scores a strategy that builds on scores takes")
+    select.add_argument("--prefilter", metavar="STRATEGY", help="keep the highest scores of this strategy first")
+    select.add_argument("--keep", type=_integer(1), metavar="N", help="how many the prefilter keeps")
+    select.add_argument("--tie-break", choices=["index", "random"], default="index", help="which of equal scores")
     select.add_argument(
-        "--seed", type=_integer(0), metavar="S", help="decides all draws (default: a fresh one, which is printed)"
+        "--option",
+        "-o",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="an option of the strategy, any number of times",
     )
     select.add_argument(
-        "--metric",
-        choices=["euclidean", "cosine", "symmetric_kl"],
-        help="k_center_greedy's distance (default: euclidean)",
+        "--seed", type=_integer(0), metavar="S", help="decides all draws (default: a fresh one, which is printed)"
     )
     select.add_argument("--device", metavar="D", help="a GPU to work with, such as cuda (default: the CPU)")
     select.add_argument("--threads", type=_integer(1, 1024), metavar="T", help="CPU threads (default: torch's choice)")
     select.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     select.add_argument("--no-progress", action="store_true", help="no progress bar, not even on a terminal")
     select.set_defaults(run=_select)
+
+    strategies = commands.add_parser(
+        "strategies",
+        help="list the strategies, or describe one",
+        description="List the strategies of the catalogue with what they need, or describe one of them.",
+        allow_abbrev=False,
+    )
+    strategies.add_argument("name", nargs="?", metavar="STRATEGY", help="describe this one")
+    strategies.add_argument("--family", metavar="F", help="only those of one family")
+    strategies.add_argument("--json", action="store_true", help="print one JSON object a line")
+    strategies.set_defaults(run=_strategies)
 
     demo = commands.add_parser(
         "demo",
@@ -213,7 +192,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             print(f"alkernels {__version__}")
         elif args.command is None:
-            raise ValueError("a command is wanted, select, demo or bench; see alkernels --help")
+            raise ValueError("a command is wanted, select, strategies, demo or bench; see alkernels --help")
         else:
             args.run(args)
     except KeyboardInterrupt:
@@ -225,51 +204,71 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
 def _select(args: argparse.Namespace) -> None:
-    labeled_files = args.labeled or []
-    for flag, files in (("--features", args.features), ("--labeled", labeled_files)):
-        if len(files) > 2:
-            raise ValueError(f"{flag} must be one file or two, got {len(files)}")
+    files: dict[str, list[str]] = {name: value for name in _ARRAYS if (value := getattr(args, name))}
+    for name in _PAIRS:
+        if len(files.get(name, [])) > 2:
+            raise ValueError(f"{_flag(name)} must be one file or two, got {len(files[name])}")
+    options = _options(args.option)
 
-    from alkernels._files import SELECTION_EXTENSIONS, check_out, write_selection
+    from alkernels._files import SELECTION_EXTENSIONS, check_out, read_array, write_selection
 
-    out = check_out(args.out, SELECTION_EXTENSIONS, inputs=args.features + labeled_files)
+    read = [*(f for some in files.values() for f in some), *(args.candidates or [])]
+    out = check_out(args.out, SELECTION_EXTENSIONS, inputs=read)
 
     import torch
 
-    from alkernels._inputs import check_labeled, check_pool
+    from alkernels import select, strategies
 
+    strategies.info(args.strategy)  # before files are read
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     # 32 bits: short enough to type again, and exact for readers of JSON that know only doubles
     seed = torch.seed() % 2**32 if args.seed is None else args.seed
-    features = _rows(args.features, "--features")
-    labeled = _rows(labeled_files, "--labeled") if labeled_files else None
-    progress = sys.stderr.isatty() and not args.no_progress
+    arrays: dict[str, Any] = {}
+    for name, some in files.items():
+        read_some = [read_array(f, _flag(name)) for f in some]
+        arrays[name] = read_some[0] if len(some) == 1 else tuple(read_some)
+    candidates = None if args.candidates is None else read_array(args.candidates[0], "--candidates")
     try:
-        pool = check_pool(features, args.device)
-        rows = check_labeled(labeled, pool)
         began = time.perf_counter()
-        outcome = STRATEGIES[args.strategy](pool, rows, args, seed, progress)
+        picked = select(
+            args.strategy,
+            args.batch_size,
+            **arrays,
+            of=args.of,
+            candidates=candidates,
+            prefilter=args.prefilter,
+            keep=args.keep,
+            tie_break=args.tie_break,
+            generator=seed,
+            device=args.device,
+            progress=sys.stderr.isatty() and not args.no_progress,
+            **options,
+        )
         seconds = time.perf_counter() - began
     except (ValueError, TypeError) as error:
-        raise ValueError(_in_flags(str(error), args.features, labeled_files)) from error
-    indices = outcome.indices.cpu()
-    write_selection(out, indices.numpy(), outcome.scores.cpu().numpy())
+        raise ValueError(_in_flags(str(error), {**files, "candidates": args.candidates or []}, options)) from error
+    fields = {
+        name: value.cpu().numpy() if isinstance(value, torch.Tensor) else value
+        for name, value in picked._asdict().items()
+    }
+    write_selection(out, **{name: value for name, value in fields.items() if hasattr(value, "shape")})
 
-    numbers = {"cover_radius": outcome.cover_radius, **outcome.more}
+    numbers = {name: value for name, value in fields.items() if isinstance(value, (bool, int, float))}
+    indices = fields["indices"]
     report = {
         "strategy": args.strategy,
-        "n": pool.count,
-        "d": math.prod(pool.widths),
-        "dtype": [str(source.dtype).removeprefix("torch.") for source in pool.sources],
-        "batch_size": args.batch_size,
-        "labeled": rows.count if rows is not None else 0,
-        "metric": outcome.metric,
-        "seed": seed,
+        "batch_size": len(indices),
+        "arrays": {name: _described(value) for name, value in arrays.items()},
+        "options": {**options, **({"of": args.of} if args.of else {})},
         # None where there is no centre: JSON has no infinity
         **{name: value if math.isfinite(value) else None for name, value in numbers.items()},
-        "passes": outcome.passes,
+        "seed": seed,
         "seconds": seconds,
         "first_picks": indices[:10].tolist(),
         "out": args.out,
@@ -277,55 +276,103 @@ def _select(args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps(report, allow_nan=False))
     else:
-        _print_report(report, pool)
+        _print_report(report, list(numbers))
 
 
-def _rows(files: Sequence[str], flag: str) -> RowsLike:
-    from alkernels._files import read_array
+def _options(given: Sequence[str]) -> dict[str, Any]:
+    """``key=value`` as Python has them: numbers, true, false, none, or text."""
+    options: dict[str, Any] = {}
+    for text in given:
+        key, equals, value = text.partition("=")
+        key = key.strip().replace("-", "_")
+        if not equals or not key.isidentifier():
+            raise ValueError(f"--option must be KEY=VALUE, got {text}")
+        if key in options:
+            raise ValueError(f"--option must give each key once, got {key} again")
+        options[key] = _value(value.strip())
+    return options
 
-    if len(files) == 1:
-        return read_array(files[0], flag)
-    return read_array(files[0], flag), read_array(files[1], flag)
+
+def _value(text: str) -> Any:
+    words = {"true": True, "false": False, "none": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    for number in (int, float):
+        try:
+            return number(text)
+        except ValueError:
+            pass
+    return text
 
 
-def _in_flags(message: str, features: Sequence[str], labeled: Sequence[str]) -> str:
+def _in_flags(message: str, files: dict[str, list[str]], options: dict[str, Any]) -> str:
     """The library's message with options and files in place of its arguments' names."""
-    files = {"features": features, "labeled": labeled}
+    given = {name: some for name, some in files.items() if some}
 
-    def flag(match: re.Match[str]) -> str:
-        if match["number"]:
-            return "-b/--batch-size" if match["number"] == "k" else f"--{match['number']}"
-        given = files[match["rows"]]
-        return f"--{match['rows']} " + (given[int(match["factor"])] if match["factor"] else " ".join(given))
+    def array(match: re.Match[str]) -> str:
+        some = given.get(match["name"], [])
+        factor = match["factor"]
+        shown = f" {some[int(factor)]}" if factor and len(some) > 1 else "".join(f" {f}" for f in some)
+        return _flag(match["name"]) + shown
 
-    return re.sub(
-        r"^(?P<number>k|start|metric|device)\b|\b(?P<rows>features|labeled)\b(?:\[(?P<factor>[01])\])?", flag, message
-    )
+    known = "|".join([*_ARRAYS, "candidates"])
+    message = re.sub(rf"(?<![\w-])(?P<name>{known})(?:\[(?P<factor>[01])\])?(?= must\b)", array, message)
+    message = re.sub(rf"(?<= of )(?P<name>{known})(?P<factor>)(?=[,;)]|$)", array, message)
+    message = re.sub(rf"\b(?P<name>{known})= (?=\[)", lambda m: f"{_flag(m['name'])} ", message)
+    message = re.sub(r"^(of|prefilter|keep|device|tie_break|batch_size)\b", lambda m: _flag(m[1]), message)
+    message = message.replace("--batch-size", "-b/--batch-size", 1) if message.startswith("--batch") else message
+    for option in options:
+        message = re.sub(rf"^{option}\b", f"--option {option}", message)
+    return message
 
 
-def _print_report(report: dict[str, Any], pool: Pool) -> None:
-    shapes = [f"{pool.count} x {width} {dtype}" for width, dtype in zip(pool.widths, report["dtype"], strict=True)]
-    lines = {
-        "strategy": f"{report['strategy']}, {report['metric']}",
-        "picks": str(report["batch_size"]),
-        "pool": " and ".join(shapes) + (", as outer products" if len(shapes) == 2 else ""),
-        "labeled": str(report["labeled"]),
-        "cover radius": _number(report["cover_radius"]),
-    }
-    if "kmeans_cost" in report:
-        lines["k-means cost"] = _number(report["kmeans_cost"])
-    lines |= {
-        "passes": str(report["passes"]),
-        "seconds": f"{report['seconds']:.3f}",
-        "seed": str(report["seed"]),
-        "written to": report["out"],
-    }
+def _described(array: Any) -> list[dict[str, Any]]:
+    parts = array if isinstance(array, tuple) else (array,)
+    return [{"shape": list(part.shape), "dtype": str(part.dtype).removeprefix("torch.")} for part in parts]
+
+
+def _print_report(report: dict[str, Any], numbers: Sequence[str]) -> None:
+    lines = {"strategy": report["strategy"], "picks": str(report["batch_size"])}
+    for name, parts in report["arrays"].items():
+        shapes = [" x ".join(map(str, part["shape"])) + f" {part['dtype']}" for part in parts]
+        lines[name.replace("_", " ")] = " and ".join(shapes) + (", as outer products" if len(shapes) == 2 else "")
+    lines |= {name.replace("_", " "): str(value) for name, value in report["options"].items()}
+    lines |= {name.replace("_", " "): _number(report[name]) for name in numbers}
+    lines |= {"seconds": f"{report['seconds']:.3f}", "seed": str(report["seed"]), "written to": report["out"]}
+    width = max(map(len, lines)) + 2
     for name, value in lines.items():
-        print(f"{name:<14}{value}")
+        print(f"{name:<{width}}{value}")
 
 
-def _number(value: float | None) -> str:
+def _number(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return "none, there is no centre" if value is None else f"{value:.6g}"
+
+
+def _strategies(args: argparse.Namespace) -> None:
+    from alkernels import strategies
+    from alkernels.strategies import described_needs
+
+    if args.name is not None and args.family is not None:
+        raise ValueError("--family must not be given together with a strategy")
+    chosen = [args.name] if args.name is not None else strategies.names(args.family)
+    entries = [strategies.info(name) for name in chosen]
+    if args.json:
+        for e in entries:
+            print(json.dumps({**{k: v for k, v in vars(e).items() if k != "function"}}))
+    elif args.name is not None:
+        print(entries[0])
+    else:
+        width = max(len(e.name) for e in entries) + 2
+        for e in entries:
+            kernels = f"  ({', '.join(e.kernels)})" if e.kernels else ""
+            print(f"{e.name:<{width}}{described_needs(e)}{kernels}")
+            print(f"{'':<{width}}{e.summary} {e.short_citation}.")
+        print(
+            f"\n{len(entries)} strategies: what each needs (and the kernels it runs on), what it is and where it is from."
+        )
+        print("alkernels strategies NAME says more of one.")
 
 
 def _demo(args: argparse.Namespace) -> None:

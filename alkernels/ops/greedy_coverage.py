@@ -267,31 +267,31 @@ def select(
     )
 
 
-def check_kernel(kernel: Any, bandwidth: Any) -> tuple[int, float]:
+def check_kernel(kernel: Any, bandwidth: Any, name: str = "bandwidth") -> tuple[int, float]:
     if not isinstance(kernel, str) or kernel not in KERNELS:
         raise ValueError(f"kernel must be 'cosine', 'rbf' or 'tophat', got {kernel!r}")
     if bandwidth is None:
         return KERNELS[kernel], 1.0
     if kernel == "cosine":
-        raise ValueError(f"bandwidth must not be given for kernel 'cosine', got {bandwidth!r}")
+        raise ValueError(f"{name} must not be given for kernel 'cosine', got {bandwidth!r}")
     if isinstance(bandwidth, bool) or not isinstance(bandwidth, numbers.Real):
-        raise TypeError(f"bandwidth must be a number, got {type(bandwidth).__name__} {bandwidth!r}")
+        raise TypeError(f"{name} must be a number, got {type(bandwidth).__name__} {bandwidth!r}")
     width = float(bandwidth)
     if not 1e-150 < width < 1e150:
-        raise ValueError(f"bandwidth must be above 0, with a square that float64 can hold, got {bandwidth!r}")
+        raise ValueError(f"{name} must be above 0, with a square that float64 can hold, got {bandwidth!r}")
     return KERNELS[kernel], width
 
 
-def check_weights(weights: Any, pool: Pool) -> torch.Tensor:
+def check_weights(weights: Any, pool: Pool, name: str = "weights") -> torch.Tensor:
     if weights is None:
         return torch.ones(pool.count, dtype=torch.float64, device=pool.device)
-    worth = check_vector(weights, "weights", pool)
+    worth = check_vector(weights, name, pool)
     if (worth < 0).any():
         row = int((worth < 0).nonzero()[0])
-        raise ValueError(f"weights must not be negative, got {worth[row].item():.6g} in row {row}")
+        raise ValueError(f"{name} must not be negative, got {worth[row].item():.6g} in row {row}")
     total = float(worth.sum())
     if total == 0 or math.isinf(total):
-        raise ValueError(f"weights must have a sum above zero and finite, got {total}")
+        raise ValueError(f"{name} must have a sum above zero and finite, got {total}")
     return worth
 
 

@@ -112,6 +112,13 @@ class StrategyInfo:
         """All its function's parameters."""
         return set(inspect.signature(self.function).parameters)
 
+    @property
+    def short_citation(self) -> str:
+        """The first source in a few words: first author and year."""
+        first = re.match(r"(?:\w[\w.-]*\.[\s-]?)*([^,.:]+)", self.citation)
+        year = re.search(r"\b(19|20)\d\d\b", self.citation)
+        return f"{first[1].strip()} {year[0]}" if first and year else self.citation
+
     def __str__(self) -> str:
         lines = {
             "family": self.family,

@@ -24,7 +24,7 @@ def top_scores(
     Parameters
     ----------
     scores : Tensor or ndarray of shape (N,)
-        Higher = select. Infinities are legal, NaN is not.
+        Higher = select. Infinities are legal; NaN is not, but for rows that may not be picked.
     batch_size : int
         How many rows to pick, ``0 <= batch_size <= N`` (or the number of candidates).
     candidates : mask of shape (N,) or row numbers, optional
@@ -50,13 +50,16 @@ def top_scores(
     >>> alk.strategies.top_scores(torch.tensor([0.1, 0.7, 0.3, 0.7]), 3).indices
     tensor([1, 3, 2])
     """
-    values = check_scores(scores, "scores")
+    values = as_scores(scores, "scores")
     rows = None if candidates is None else check_rows(candidates, "candidates", len(values), values.device, "scores")
     most, what = (len(values), "scores") if rows is None else (len(rows), "candidates")
     batch_size = check_batch_size(batch_size, most, what)
     if tie_break not in TIE_BREAKS:
         raise ValueError(f"tie_break must be 'index' or 'random', got {tie_break!r}")
     among = values if rows is None else values[rows]
+    if among.isnan().any():
+        first = int(among.isnan().nonzero()[0])
+        raise ValueError(f"scores must not be NaN, got NaN in row {first if rows is None else int(rows[first])}")
     if tie_break == "random":
         shuffled = torch.randperm(most, generator=torch.Generator().manual_seed(seed_of(generator))).to(values.device)
         picks = shuffled[top(among[shuffled], batch_size)]
@@ -76,21 +79,25 @@ def top(values: torch.Tensor, count: int) -> torch.Tensor:
 
 
 def check_scores(scores: Any, name: str, count: int | None = None) -> torch.Tensor:
-    """One number a row, float, never NaN; as float64 but for float32."""
-    if isinstance(scores, RowsOf):
-        values = as_tensor(scores.array, name, "a vector of numbers")
+    """One number a row, never NaN."""
+    values = as_scores(scores, name, count)
+    if values.isnan().any():
+        raise ValueError(f"{name} must not be NaN, got NaN in row {int(values.isnan().nonzero()[0])}")
+    return values
+
+
+def as_scores(scores: Any, name: str, count: int | None = None) -> torch.Tensor:
+    """One number a row, in float64 but for float32."""
+    restricted = isinstance(scores, RowsOf)
+    values = as_tensor(scores.array if restricted else scores, name, "a vector of numbers")
+    if restricted:
         values = values[scores.index.to(values.device)]
-    else:
-        values = as_tensor(scores, name, "a vector of numbers")
     if values.is_complex() or values.dtype == torch.bool:
         raise TypeError(f"{name} must hold real numbers, got dtype {values.dtype}")
     if values.dim() != 1 or (count is not None and len(values) != count):
         wanted = "one-dimensional [N]" if count is None else f"of shape ({count},), one a row"
         raise ValueError(f"{name} must be {wanted}, got shape {tuple(values.shape)}")
-    values = values if values.dtype == torch.float32 else values.double()
-    if values.isnan().any():
-        raise ValueError(f"{name} must not be NaN, got NaN in row {int(values.isnan().nonzero()[0])}")
-    return values
+    return values if values.dtype == torch.float32 else values.double()
 
 
 def check_batch_size(batch_size: Any, most: int, what: str) -> int:

@@ -71,7 +71,9 @@ def batchbald(
     device: torch.device | str | None = None,
     progress: bool = False,
 ) -> Selection:
-    """A batch whose labels together say the most about the posterior draws: :func:`alkernels.batchbald`.
+    """A batch whose labels together say the most about the posterior draws.
+
+    Runs :func:`alkernels.batchbald`.
 
     Parameters
     ----------
@@ -133,7 +135,9 @@ def epig(
     log_input: bool = False,
     device: torch.device | str | None = None,
 ) -> Array:
-    """Expected information that a label gives about the predictions at target points: :func:`alkernels.epig`.
+    """Expected information that a label gives about the predictions at target points.
+
+    Runs :func:`alkernels.epig`.
 
     Parameters
     ----------

@@ -21,7 +21,7 @@ def _scored(probs: Array, score: str, log_input: bool, device: torch.device | st
     formula=r"1 - \max_y p_y",
     cost="N C",
     kernels=("prediction_scores",),
-    use="The simplest uncertainty; looks at the likeliest class alone. Same order as margin and entropy for two classes.",
+    use="The simplest; looks at the likeliest class alone. For two classes the same order as margin and entropy.",
 )
 def least_confident(probs: Array, *, log_input: bool = False, device: torch.device | str | None = None) -> Array:
     """One minus the probability of the likeliest class.
@@ -96,7 +96,7 @@ def margin(probs: Array, *, log_input: bool = False, device: torch.device | str 
     formula=r"-\sum_y p_y \log p_y",
     cost="N C",
     kernels=("prediction_scores",),
-    use="Uncertainty over all classes; in large batches it repeats itself; many unlikely classes weigh as much as a doubt.",
+    use="Uncertainty over all classes. Large batches repeat themselves; many unlikely classes weigh like a doubt.",
 )
 def entropy(
     probs: Array, *, normalize: bool = False, log_input: bool = False, device: torch.device | str | None = None

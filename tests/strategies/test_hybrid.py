@@ -406,7 +406,7 @@ def test_cal_in_tiles(monkeypatch):
 
 
 def test_cal_keeps_no_lists_of_neighbours():
-    n, k = 400_000, 60
+    n, k = 150_000, 80
     out = run_python(
         MEASURE
         + f"""
@@ -830,8 +830,8 @@ def test_pseudo_labels_are_right_more_often_than_not():
     for seed in range(2):
         order = torch.randperm(5000, generator=torch.Generator().manual_seed(seed))
         known, rest = order[:100], order[100:]
-        logits, _ = train_mlp(x[known], y[known], seed)
-        probs = logits(x[rest]).softmax(1)
+        net = train_mlp(x[known], y[known], seed)
+        probs = net.probs(x[rest])
         right = (probs.argmax(1) == y[rest]).double().mean()
         sets = [hybrid.ceal(probs, 100, round=t) for t in (0, 5, 10, 15)]
         first = sets[0]
@@ -1029,10 +1029,10 @@ def test_diverse_batches_hold_no_copies():
         g = torch.Generator().manual_seed(seed)
         order = torch.randperm(5000, generator=g)
         known, pool = order[:100], order[100:1100]
-        logits, penultimate = train_mlp(x[known], y[known], seed)
+        net = train_mlp(x[known], y[known], seed)
         copies = x[pool].repeat(4, 1)
         copies += 0.05 * torch.randn(copies.shape, generator=g)
-        probs, features = logits(copies).softmax(1), penultimate(copies)
+        probs, features = net.probs(copies), net.features(copies)
         margins = alk.strategies.uncertainty.margin(probs)
         for name, of in (("margin", None), ("power", "margin"), ("diverse_minibatch", "margin"), ("random", None)):
             options = {} if of is None else {"of": of}
@@ -1056,8 +1056,8 @@ def test_galaxy_finds_the_rare_classes():
         of = [order[y[order] == c][: 20 if c < 5 else 400] for c in range(10)]
         known = torch.cat([rows[: 1 if c < 5 else 8] for c, rows in enumerate(of)])
         rest = torch.cat([rows[1 if c < 5 else 8 :] for c, rows in enumerate(of)])
-        logits, _ = train_mlp(x[known], y[known], seed)
-        probs = [logits(x[rows]).softmax(1) for rows in (rest, known)]
+        net = train_mlp(x[known], y[known], seed)
+        probs = [net.probs(x[rows]) for rows in (rest, known)]
         picks = hybrid.galaxy(*probs, y[known], 60, generator=seed).indices
         shares.append(float((y[rest][picks] < 5).double().mean()))
     print("GALAXY: share of rare rows", shares)

@@ -1,0 +1,80 @@
+"""Fills the catalogue page from ``alkernels.strategies.info``, so that it says what the code does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from alkernels import strategies
+from alkernels.strategies import StrategyInfo
+from alkernels.strategies._catalogue import FAMILIES, INPUTS
+
+_FAMILIES = {
+    "uncertainty": "How unsure one model is of each row.",
+    "committee": "How much the members of a committee, or posterior draws, disagree.",
+    "bayesian": "What a label says about the posterior, or about predictions that matter.",
+    "diversity": "Rows that cover the pool, whatever a model thinks of them.",
+    "gradient": "What a label would do to the model.",
+    "dynamics": "What the epochs of training said.",
+    "hybrid": "A score together with a geometry, a sampling rule or a round of pseudo-labels.",
+}
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    if page.file.src_uri != "catalogue.md":
+        return markdown
+    return markdown.replace("{{ table }}", "\n".join(_table())).replace("{{ entries }}", "\n".join(_entries()))
+
+
+def _table() -> list[str]:
+    lines = ["| strategy | needs | picks by | kernels |", "|---|---|---|---|"]
+    for name in strategies.names():
+        e = strategies.info(name)
+        rule = "highest scores" if e.each_row else "batch"
+        lines.append(f"| [`{name}`](#{name}) | {_needs(e)} | {rule}{', drawn' if e.random else ''} | {_code(e.kernels)} |")
+    return lines
+
+
+def _entries() -> list[str]:
+    lines: list[str] = []
+    for family in FAMILIES:
+        lines += [f"## {family.capitalize()} {{ #{family} }}", "", _FAMILIES[family], ""]
+        for name in strategies.names(family):
+            lines += _entry(strategies.info(name))
+    return lines
+
+
+def _entry(e: StrategyInfo) -> list[str]:
+    rows = {
+        "needs": _needs(e),
+        "takes": ", ".join(f"`{n}` {INPUTS[n].shape}" for n in e.takes),
+        "scores": f"of [`{e.of}`](#{e.of}) unless `of=` or `scores=` says otherwise" if e.of else "",
+        "options": _code(f"{name}={value!r}" for name, value in e.options.items()),
+        "cost": e.cost,
+        "kernels": _code(e.kernels),
+        "source": e.citation,
+    }
+    return [
+        f"### {e.name} {{ #{e.name} }}",
+        "",
+        e.summary,
+        "",
+        f"\\[{e.formula}\\]",
+        "",
+        f"**When:** {e.use}",
+        "",
+        "| | |",
+        "|---|---|",
+        *(f"| {what} | {value.replace('|', chr(92) + '|')} |" for what, value in rows.items() if value),
+        "",
+        f"Function: [`strategies.{e.family}.{e.name}`][alkernels.strategies.{e.family}.{e.name}]",
+        "",
+    ]
+
+
+def _needs(e: StrategyInfo) -> str:
+    parts = [" or ".join(f"`{name}` {INPUTS[name].shape}" for name in group) for group in e.needs]
+    return ", ".join(parts) or "any array of the pool"
+
+
+def _code(words: Any) -> str:
+    return ", ".join(f"`{w}`" for w in words)
