@@ -13,7 +13,7 @@ else
 endif
 PIP := $(PY) -m pip --disable-pip-version-check
 
-.PHONY: demo test lint bench check-cuda emulate clean
+.PHONY: demo test lint bench docs check-cuda emulate clean
 
 demo: .setup-demo
 	$(PY) -m alkernels demo
@@ -29,6 +29,9 @@ lint: .setup-test .setup-lint
 
 bench: .setup-bench
 	$(PY) -m pytest benchmarks
+
+docs: .setup-docs
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict -f docs/mkdocs.yml
 
 check-cuda: .setup-test
 	PYTHON="$(PY)" tests/check_cuda.sh

@@ -249,7 +249,7 @@ class _SubsetSource:
         pass  # gathered rows let go of what they touch
 
 
-_SHAPES = {2: "two-dimensional [rows, columns]", 3: "three-dimensional [N, K, C]"}
+DIMENSIONS = {1: "one-dimensional [rows]", 2: "two-dimensional [rows, columns]", 3: "three-dimensional [N, K, C]"}
 
 
 def _source(array: Any, name: str, dims: int) -> Source:
@@ -267,7 +267,7 @@ def _source(array: Any, name: str, dims: int) -> Source:
             f"{name} must be a torch.Tensor or a numpy.ndarray of dtype {_WELCOME}, got {type(array).__name__}"
         )
     if len(source.shape) != dims:
-        raise ValueError(f"{name} must be {_SHAPES[dims]}, got shape {tuple(source.shape)}")
+        raise ValueError(f"{name} must be {DIMENSIONS[dims]}, got shape {tuple(source.shape)}")
     if 0 in source.shape[1:]:
         what = "one column" if dims == 2 else "one draw and one class"
         raise ValueError(f"{name} must have at least {what}, got shape {tuple(source.shape)}")

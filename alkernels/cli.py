@@ -8,6 +8,7 @@ import math
 import re
 import sys
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -236,20 +237,22 @@ def _select(args: argparse.Namespace) -> None:
     candidates = None if args.candidates is None else read_array(args.candidates[0], "--candidates")
     try:
         began = time.perf_counter()
-        picked = select(
-            args.strategy,
-            args.batch_size,
-            **arrays,
-            of=args.of,
-            candidates=candidates,
-            prefilter=args.prefilter,
-            keep=args.keep,
-            tie_break=args.tie_break,
-            generator=seed,
-            device=args.device,
-            progress=sys.stderr.isatty() and not args.no_progress,
-            **options,
-        )
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn
+            picked = select(
+                args.strategy,
+                args.batch_size,
+                **arrays,
+                of=args.of,
+                candidates=candidates,
+                prefilter=args.prefilter,
+                keep=args.keep,
+                tie_break=args.tie_break,
+                generator=seed,
+                device=args.device,
+                progress=sys.stderr.isatty() and not args.no_progress,
+                **options,
+            )
         seconds = time.perf_counter() - began
     except (ValueError, TypeError) as error:
         raise ValueError(_in_flags(str(error), {**files, "candidates": args.candidates or []}, options)) from error
@@ -277,6 +280,11 @@ def _select(args: argparse.Namespace) -> None:
         print(json.dumps(report, allow_nan=False))
     else:
         _print_report(report, list(numbers))
+
+
+def _warn(message: Any, *_: Any, **__: Any) -> None:
+    """A warning as errors are: one line, without a place in the code."""
+    print("alkernels: warning:", " ".join(str(message).split()), file=sys.stderr)
 
 
 def _options(given: Sequence[str]) -> dict[str, Any]:
@@ -317,7 +325,7 @@ def _in_flags(message: str, files: dict[str, list[str]], options: dict[str, Any]
 
     known = "|".join([*_ARRAYS, "candidates"])
     message = re.sub(rf"(?<![\w-])(?P<name>{known})(?:\[(?P<factor>[01])\])?(?= must\b)", array, message)
-    message = re.sub(rf"(?<= of )(?P<name>{known})(?P<factor>)(?=[,;)]|$)", array, message)
+    message = re.sub(rf"(?<= [oa][fs] )(?P<name>{known})(?P<factor>)(?=[,;)]| must|$)", array, message)
     message = re.sub(rf"\b(?P<name>{known})= (?=\[)", lambda m: f"{_flag(m['name'])} ", message)
     message = re.sub(r"^(of|prefilter|keep|device|tie_break|batch_size)\b", lambda m: _flag(m[1]), message)
     message = message.replace("--batch-size", "-b/--batch-size", 1) if message.startswith("--batch") else message
@@ -370,7 +378,7 @@ def _strategies(args: argparse.Namespace) -> None:
             print(f"{e.name:<{width}}{described_needs(e)}{kernels}")
             print(f"{'':<{width}}{e.summary} {e.short_citation}.")
         print(
-            f"\n{len(entries)} strategies: what each needs (and the kernels it runs on), what it is and where it is from."
+            f"\n{len(entries)} strategies: what each needs (and the kernels it runs on), what it is, where it is from."
         )
         print("alkernels strategies NAME says more of one.")
 

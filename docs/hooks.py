@@ -30,7 +30,9 @@ def _table() -> list[str]:
     for name in strategies.names():
         e = strategies.info(name)
         rule = "highest scores" if e.each_row else "batch"
-        lines.append(f"| [`{name}`](#{name}) | {_needs(e)} | {rule}{', drawn' if e.random else ''} | {_code(e.kernels)} |")
+        lines.append(
+            f"| [`{name}`](#{name}) | {_needs(e)} | {rule}{', drawn' if e.random else ''} | {_code(e.kernels)} |"
+        )
     return lines
 
 

@@ -76,10 +76,10 @@ def test_kmeans_picks_are_the_librarys(folder: Path, pool: np.ndarray) -> None:
 
 def test_metric_and_start_reach_the_library(folder: Path, pool: np.ndarray) -> None:
     expected = alk.k_center_greedy(pool, 20, start=5, metric="cosine", return_distances=True)
-    assert picks("--start", 5, "--metric", "cosine") == expected.indices.tolist()
+    assert picks("-o", "start=5", "--option", "metric=cosine") == expected.indices.tolist()
 
 
-@pytest.mark.parametrize("strategy", list(cli.STRATEGIES))
+@pytest.mark.parametrize("strategy", ["k_center_greedy", "kmeans_plusplus"])
 def test_labeled_reaches_the_library(folder: Path, pool: np.ndarray, strategy: str) -> None:
     labeled = pool[:9] + 1
     np.save("labeled.npy", labeled)
@@ -87,7 +87,7 @@ def test_labeled_reaches_the_library(folder: Path, pool: np.ndarray, strategy: s
     assert picks("--seed", 3, "--labeled", "labeled.npy", strategy=strategy) == expected.indices.tolist()
 
 
-@pytest.mark.parametrize("strategy", list(cli.STRATEGIES))
+@pytest.mark.parametrize("strategy", ["k_center_greedy", "kmeans_plusplus"])
 def test_two_files_are_a_pair(folder: Path, pool: np.ndarray, strategy: str) -> None:
     np.save("a.npy", pool[:, :4])
     np.save("la.npy", pool[:6, :4])
@@ -99,7 +99,7 @@ def test_two_files_are_a_pair(folder: Path, pool: np.ndarray, strategy: str) -> 
     assert picks(*options, strategy=strategy, features=["a.npy", "pool.npy"]) == expected.indices.tolist()
 
 
-@pytest.mark.parametrize("strategy", list(cli.STRATEGIES))
+@pytest.mark.parametrize("strategy", ["k_center_greedy", "kmeans_plusplus"])
 def test_same_seed_same_picks(folder: Path, strategy: str) -> None:
     assert picks("--seed", 1, strategy=strategy) == picks("--seed", 1, strategy=strategy)
     assert picks("--seed", 1, strategy=strategy) != picks("--seed", 2, strategy=strategy)
@@ -137,24 +137,30 @@ def test_threads(folder: Path) -> None:
 
 
 def test_text_report(folder: Path, capsys: pytest.CaptureFixture[str], pool: np.ndarray) -> None:
-    assert select("--seed", 7) == 0
+    assert select("--seed", 7, "-o", "metric=cosine") == 0
     captured = capsys.readouterr()
-    lines = dict(line.split(None, 1) for line in captured.out.replace("cover radius", "radius").splitlines()[:-1])
-    radius = alk.k_center_greedy(pool, 20, generator=7, return_distances=True).distances.max()  # type: ignore[union-attr]
-    assert lines["strategy"] == "k_center_greedy, euclidean"
-    assert lines["picks"] == "20"
-    assert lines["pool"] == f"{ROWS} x {WIDTH} float32"
-    assert float(lines["radius"]) == pytest.approx(radius, rel=1e-5)
-    assert int(lines["passes"]) >= 1
-    assert lines["seed"] == "7"
-    assert "k-means cost" not in captured.out
-    assert captured.out.endswith("written to    out.npy\n")
+    lines = dict(line.split("  ", 1) for line in captured.out.splitlines())
+    expected = alk.select("k_center_greedy", 20, features=pool, generator=7, metric="cosine")
+    assert list(lines) == [
+        "strategy",
+        "picks",
+        "features",
+        "metric",
+        "cover radius",
+        "seconds",
+        "seed",
+        "written to",
+    ]
+    assert {k: lines[k].strip() for k in ("strategy", "picks", "features", "metric", "seed", "written to")} == {
+        "strategy": "k_center_greedy",
+        "picks": "20",
+        "features": f"{ROWS} x {WIDTH} float32",
+        "metric": "cosine",
+        "seed": "7",
+        "written to": "out.npy",
+    }
+    assert float(lines["cover radius"]) == pytest.approx(expected.cover_radius, rel=1e-5)
     assert captured.err == ""
-
-
-def test_text_report_of_kmeans_names_the_cost(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert select(strategy="kmeans_plusplus") == 0
-    assert "k-means cost" in capsys.readouterr().out
 
 
 def test_json_report(folder: Path, capsys: pytest.CaptureFixture[str], pool: np.ndarray) -> None:
@@ -164,48 +170,162 @@ def test_json_report(folder: Path, capsys: pytest.CaptureFixture[str], pool: np.
     expected = alk.k_center_greedy(pool, 20, generator=7, return_distances=True)
     assert captured.out.count("\n") == 1 and captured.err == ""
     assert report["cover_radius"] == pytest.approx(float(expected.distances.max()), rel=1e-6)  # type: ignore[union-attr]
-    assert 1 <= report["passes"] <= 20
     assert report["seconds"] > 0
-    del report["cover_radius"], report["passes"], report["seconds"]
+    del report["cover_radius"], report["seconds"]
     assert report == {
         "strategy": "k_center_greedy",
-        "n": ROWS,
-        "d": WIDTH,
-        "dtype": ["float32"],
         "batch_size": 20,
-        "labeled": 0,
-        "metric": "euclidean",
+        "arrays": {"features": [{"shape": [ROWS, WIDTH], "dtype": "float32"}]},
+        "options": {},
         "seed": 7,
         "first_picks": expected.indices[:10].tolist(),
         "out": "out.npy",
     }
 
 
-def test_json_report_of_kmeans(folder: Path, capsys: pytest.CaptureFixture[str], pool: np.ndarray) -> None:
-    assert select("--seed", 7, "--json", strategy="kmeans_plusplus") == 0
-    report = json.loads(capsys.readouterr().out)
-    squared = alk.kmeans_plusplus(pool, 20, generator=7, return_distances=True).distances  # type: ignore[union-attr]
-    assert report["kmeans_cost"] == pytest.approx(float(squared.sum(dtype=np.float64)), rel=1e-5)
-    assert report["cover_radius"] == pytest.approx(float(squared.max()) ** 0.5, rel=1e-5)
-
-
-def test_json_report_counts_pairs_and_labeled(
+def test_json_report_describes_pairs_and_labeled(
     folder: Path, capsys: pytest.CaptureFixture[str], pool: np.ndarray
 ) -> None:
     np.save("a.npy", pool[:, :4].astype(np.float64))
     features = ["a.npy", "pool.npy"]
-    assert select("--json", "--labeled", *features, features=features) == 0
-    report = json.loads(capsys.readouterr().out)
-    assert (report["d"], report["dtype"], report["labeled"]) == (4 * WIDTH, ["float64", "float32"], ROWS)
+    assert select("--json", "--labeled-features", *features, features=features) == 0
+    both = [{"shape": [ROWS, 4], "dtype": "float64"}, {"shape": [ROWS, WIDTH], "dtype": "float32"}]
+    assert json.loads(capsys.readouterr().out)["arrays"] == {"features": both, "labeled_features": both}
 
 
-@pytest.mark.parametrize("strategy", list(cli.STRATEGIES))
-def test_no_picks_and_no_centre(folder: Path, capsys: pytest.CaptureFixture[str], strategy: str) -> None:
-    assert picks("--json", b=0, strategy=strategy) == []
-    report = json.loads(capsys.readouterr().out)
-    assert report["cover_radius"] is None and report.get("kmeans_cost") is None
-    assert picks(b=0, strategy=strategy) == []
+def test_no_picks_and_no_centre(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert picks("--json", b=0) == []
+    assert json.loads(capsys.readouterr().out)["cover_radius"] is None
+    assert picks(b=0) == []
     assert "none, there is no centre" in capsys.readouterr().out
+
+
+# ---- the catalogue ----
+
+
+@pytest.fixture
+def predictions(folder: Path) -> dict[str, np.ndarray]:
+    """Files of what a model says about the pool."""
+    rng = np.random.default_rng(1)
+    draws = rng.dirichlet(np.ones(4), size=(ROWS, 6))
+    arrays = {"probs": draws.mean(1), "mc_probs": draws, "votes": draws.argmax(2), "scores": rng.random(ROWS)}
+    for name, array in arrays.items():
+        np.save(f"{name}.npy", array)
+    return arrays
+
+
+@pytest.mark.parametrize(
+    ("strategy", "flags", "named"),
+    [
+        ("entropy", ["--probs"], {}),
+        ("bald", ["--mc-probs"], {}),
+        ("vote_entropy", ["--votes"], {}),
+        ("badge", ["--probs", "--features"], {"bias": True}),
+        ("power", ["--mc-probs", "--of", "bald"], {"of": "bald"}),
+        ("softmax", ["--scores"], {"beta": 2.5}),
+        ("facility_location", ["--features", "--probs"], {"prefilter": "entropy", "keep": 60}),
+        ("least_confident", ["--probs", "--candidates"], {}),
+        ("variation_ratio", ["--mc-probs", "--tie-break", "random"], {"mode": "votes", "tie_break": "random"}),
+    ],
+)
+def test_any_strategy(
+    folder: Path, predictions: dict[str, np.ndarray], pool: np.ndarray, strategy, flags, named
+) -> None:
+    arrays = {**predictions, "features": pool}
+    np.save("candidates.npy", np.arange(0, ROWS, 2))
+    arguments, given = [], {}
+    for flag in flags:
+        name = flag.lstrip("-").replace("-", "_")
+        if name == "candidates":
+            given[name] = np.arange(0, ROWS, 2)
+        elif name in arrays:
+            given[name] = arrays[name]
+        file = "pool.npy" if name == "features" else f"{name}.npy"
+        arguments += [flag, file] if name in given else [flag]
+    for option, value in named.items():
+        if option in ("prefilter", "keep"):
+            arguments += [f"--{option}", str(value)]
+        elif option not in ("of", "tie_break"):
+            arguments += ["--option", f"{option}={str(value).lower()}"]
+    assert cli.main(["select", strategy, "-b", "15", "--out", "out.npz", "--seed", "3", *arguments]) == 0
+    expected = alk.select(strategy, 15, **given, **named, generator=3)
+    with np.load("out.npz") as archive:
+        assert archive["indices"].tolist() == expected.indices.tolist()
+        assert archive["scores"].tolist() == expected.scores.tolist()
+
+
+def test_more_than_picks_is_written_too(folder: Path, predictions: dict[str, np.ndarray], capsys) -> None:
+    options = ["--probs", "probs.npy", "-o", "delta=0.9", "--json"]
+    assert cli.main(["select", "ceal", "-b", "5", "--out", "out.npz", *options]) == 0
+    expected = alk.select("ceal", 5, probs=predictions["probs"], delta=0.9)
+    with np.load("out.npz") as archive:
+        assert set(archive.files) == {"indices", "scores", "pseudo_indices", "pseudo_labels"}
+        assert archive["pseudo_labels"].tolist() == expected.pseudo_labels.tolist()
+    report = json.loads(capsys.readouterr().out)
+    assert report["threshold"] == expected.threshold and report["options"] == {"delta": 0.9}
+
+
+def test_a_batch_larger_than_the_pool_warns(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sorted(picks(b=ROWS + 1)) == list(range(ROWS))
+    captured = capsys.readouterr()
+    assert captured.err == f"alkernels: warning: batch_size is {ROWS + 1}: all {ROWS} rows are picked\n"
+
+
+@pytest.mark.parametrize(
+    ("strategy", "options", "message"),
+    [
+        ("entropi", [], "strategy must be a name in the catalogue, got 'entropi'; did you mean 'entropy'?"),
+        ("bald", [], "bald needs --mc-probs [N, K, C] (class probabilities under K posterior draws), got probs"),
+        (
+            "entropy",
+            ["-o", "normalise=true"],
+            "--option normalise is not an option of entropy; did you mean 'normalize'?",
+        ),
+        ("entropy", ["-o", "normalize"], "--option must be KEY=VALUE, got normalize"),
+        ("entropy", ["-o", "a=1", "-o", "a=2"], "--option must give each key once, got a again"),
+        ("power", ["--of", "badge"], "--of must be a strategy that scores each row, got 'badge', which picks a batch"),
+        ("power", [], "power needs of=, the strategy whose scores it takes, or --scores [N]"),
+        ("power", ["--of", "entropy", "-o", "beta=-1"], "--option beta must be"),
+        ("entropy", ["--keep", "5"], "--prefilter and keep must be given together, got prefilter=None and keep=5"),
+        ("badge", ["--tie-break", "random", "--features", "pool.npy"], "--tie-break must be 'index' for badge"),
+        ("entropy", ["--probs", "pool.npy"], "--probs pool.npy must hold probabilities"),
+        ("entropy", ["--candidates", "far.npy"], "--candidates far.npy must be rows of the pool"),
+    ],
+)
+def test_refused(folder: Path, predictions: dict[str, np.ndarray], capsys, strategy, options, message) -> None:
+    np.save("far.npy", np.array([ROWS]))
+    files = [] if "--probs" in options else ["--probs", "probs.npy"]
+    said = error_of(capsys, cli.main(["select", strategy, "-b", "3", "--out", "out.npy", *files, *options]))
+    assert said.startswith(message)
+    assert not Path("out.npy").exists()
+
+
+def test_the_list_of_strategies(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["strategies"]) == 0
+    out = capsys.readouterr().out
+    for name in alk.strategies.names():
+        entry = alk.strategies.info(name)
+        assert f"{name} " in out and entry.summary in out and entry.short_citation in out
+    assert max(map(len, out.splitlines())) <= 200
+    assert cli.main(["strategies", "--family", "bayesian", "--json"]) == 0
+    entries = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [e["name"] for e in entries] == alk.strategies.names("bayesian")
+    assert entries[0]["needs"] == [["mc_probs"]]
+    assert cli.main(["strategies", "badge"]) == 0
+    assert capsys.readouterr().out == f"{alk.strategies.info('badge')}\n"
+
+
+def test_the_list_refuses(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "did you mean 'margin'" in error_of(capsys, cli.main(["strategies", "margins"]))
+    assert "family must be one of" in error_of(capsys, cli.main(["strategies", "--family", "x"]))
+    assert "--family must not be given" in error_of(capsys, cli.main(["strategies", "margin", "--family", "x"]))
+
+
+def test_options_are_those_of_the_catalogue() -> None:
+    """--help must not wait for torch, so the list of arrays stands twice."""
+    from alkernels.strategies._catalogue import INPUTS
+
+    assert set(cli._ARRAYS) == set(INPUTS)
 
 
 def test_progress_only_on_a_terminal(
@@ -277,11 +397,11 @@ WRITERS = [
 
 @pytest.mark.parametrize("write", WRITERS)
 def test_formats(folder: Path, pool: np.ndarray, write: Any) -> None:
-    assert picks("--start", 0, features=write(pool)) == picks("--start", 0)
+    assert picks("-o", "start=0", features=write(pool)) == picks("-o", "start=0")
 
 
 def test_formats_mix(folder: Path, pool: np.ndarray) -> None:
-    options = ("--start", 0, "--labeled", "pool.npy", "pool.npy")
+    options = ("-o", "start=0", "--labeled", "pool.npy", "pool.npy")
     assert picks(*options, features=[write_tensor(pool), "pool.npy"]) == picks(
         *options, features=["pool.npy", "pool.npy"]
     )
@@ -291,7 +411,7 @@ def test_bfloat16(folder: Path, pool: np.ndarray) -> None:
     half = torch.from_numpy(pool).bfloat16()
     save_file({"x": half}, "half.safetensors")
     assert (
-        picks("--start", 0, features="half.safetensors")
+        picks("-o", "start=0", features="half.safetensors")
         == alk.k_center_greedy(half, 20, start=0, return_distances=True).indices.tolist()
     )
 
@@ -392,7 +512,7 @@ def extension(pool: np.ndarray) -> str:
 
 
 def integers(pool: np.ndarray) -> str:
-    np.save("bad.npy", np.arange(12).reshape(4, 3))
+    np.save("bad.npy", pool.astype(np.int64))
     return "bad.npy"
 
 
@@ -442,7 +562,7 @@ def test_bad_files(folder: Path, capsys: pytest.CaptureFixture[str], pool: np.nd
     said = error_of(capsys, select(features=file))
     assert said.startswith("--features ") and file in said and message in said
     said = error_of(capsys, select("--labeled", file))
-    assert said.startswith("--labeled ") and file in said and message in said
+    assert said.startswith("--labeled-features ") and file in said and message in said
     said = error_of(capsys, select(features=["pool.npy", file]))
     assert said.startswith("--features ") and file in said and message in said
     assert not Path("out.npy").exists()
@@ -477,9 +597,9 @@ def test_safetensors_missing(
 def test_widths_that_disagree(folder: Path, capsys: pytest.CaptureFixture[str], pool: np.ndarray) -> None:
     np.save("narrow.npy", pool[:, :5])
     said = error_of(capsys, select("--labeled", "narrow.npy"))
-    assert said == f"--labeled narrow.npy must be as wide as --features pool.npy, got width 5 and {WIDTH}"
+    assert said == f"--labeled-features narrow.npy must be as wide as --features pool.npy, got width 5 and {WIDTH}"
     said = error_of(capsys, select("--labeled", "pool.npy", features=["narrow.npy", "pool.npy"]))
-    assert said.startswith("--labeled pool.npy must be as wide as --features narrow.npy pool.npy")
+    assert said.startswith("--labeled-features pool.npy must be as wide as --features narrow.npy pool.npy")
 
 
 def test_lengths_that_disagree(folder: Path, capsys: pytest.CaptureFixture[str], pool: np.ndarray) -> None:
@@ -489,16 +609,16 @@ def test_lengths_that_disagree(folder: Path, capsys: pytest.CaptureFixture[str],
 
 
 OPTIONS = [
-    (("-b", ROWS + 1), f"-b/--batch-size must be between 0 and {ROWS} (rows of --features pool.npy), got {ROWS + 1}"),
     (("-b", -3), "argument -b/--batch-size: must be at least 0, got -3"),
     (("-b", "many"), "argument -b/--batch-size: must be an integer, got 'many'"),
-    (("--start", ROWS), f"--start must be a row of --features pool.npy, between 0 and {ROWS - 1}, got {ROWS}"),
-    (("--start", -1), "argument --start: must be at least 0, got -1"),
+    (("-o", f"start={ROWS}"), f"--option start must be a row of --features pool.npy, between 0 and {ROWS - 1}"),
+    (("-o", "start=-1"), "--option start must be a row of --features pool.npy, between 0"),
     (("--seed", 2**63), f"argument --seed: must be at most {2**63 - 1}, got {2**63}"),
     (("--threads", 0), "argument --threads: must be at least 1, got 0"),
-    (("--metric", "manhattan"), "argument --metric: invalid choice: 'manhattan'"),
+    (("-o", "metric=manhattan"), "--option metric must be 'euclidean', 'cosine' or 'symmetric_kl', got 'manhattan'"),
+    (("--tie-break", "last"), "argument --tie-break: invalid choice: 'last'"),
     (("--features", "a", "b", "c"), "--features must be one file or two, got 3"),
-    (("--labeled", "a", "b", "c"), "--labeled must be one file or two, got 3"),
+    (("--labeled", "a", "b", "c"), "--labeled-features must be one file or two, got 3"),
     (("--feat", "pool.npy"), "unrecognized arguments: --feat pool.npy"),
     (("--out", "out.json"), "--out must end in .npy, .npz, .txt or .csv, got out.json"),
     (("--out", "out"), "--out must end in .npy, .npz, .txt or .csv, got out"),
@@ -514,20 +634,20 @@ def test_bad_options(folder: Path, capsys: pytest.CaptureFixture[str], options: 
 
 
 def test_metric_is_not_for_kmeans(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    said = error_of(capsys, select("--metric", "cosine", strategy="kmeans_plusplus"))
-    assert said == "--metric is not an option of kmeans_plusplus, which is euclidean, got cosine"
+    said = error_of(capsys, select("-o", "metric=cosine", strategy="kmeans_plusplus"))
+    assert said == "--option metric is not an option of kmeans_plusplus; known are start"
 
 
 def test_metric_is_not_for_pairs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    said = error_of(capsys, select("--metric", "cosine", features=["pool.npy", "pool.npy"]))
-    assert said == "--metric must be 'euclidean' for a pair of factors, got 'cosine'"
+    said = error_of(capsys, select("-o", "metric=cosine", features=["pool.npy", "pool.npy"]))
+    assert said == "--option metric must be 'euclidean' for a pair of factors, got 'cosine'"
 
 
 def test_unknown_strategy_and_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "argument STRATEGY: invalid choice: 'best'" in error_of(capsys, select(strategy="best"))
+    assert "strategy must be a name in the catalogue, got 'best'" in error_of(capsys, select(strategy="best"))
     assert "invalid choice: 'pick'" in error_of(capsys, cli.main(["pick"]))
     assert "a command is wanted" in error_of(capsys, cli.main([]))
-    assert "required: STRATEGY, -b/--batch-size, --features, --out" in error_of(capsys, cli.main(["select"]))
+    assert "required: STRATEGY, -b/--batch-size, --out" in error_of(capsys, cli.main(["select"]))
 
 
 def test_out_is_checked_before_the_pool_is_read(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -559,7 +679,7 @@ def test_a_folder_that_cannot_be_written_to(
 def test_outputs(folder: Path, pool: np.ndarray) -> None:
     expected = alk.k_center_greedy(pool, 20, start=4, return_distances=True)
     for out in ("out.npy", "out.npz", "out.txt", "out.csv"):
-        assert select("--start", 4, out=out) == 0
+        assert select("-o", "start=4", out=out) == 0
     assert np.load("out.npy").dtype == np.int64
     assert np.load("out.npy").tolist() == expected.indices.tolist()
     with np.load("out.npz") as archive:
@@ -648,7 +768,7 @@ def test_as_a_process(folder: Path, pool: np.ndarray) -> None:
         return subprocess.run([*command, *arguments], capture_output=True, text=True, env=environment, timeout=120)
 
     good = run(
-        "select", "k_center_greedy", "-b", "20", "--features", "pool.npy", "--out", "out.npy", "--start", "3", "--json"
+        "select", "k_center_greedy", "-b", "20", "--features", "pool.npy", "--out", "out.npy", "-o", "start=3", "--json"
     )
     assert (good.returncode, good.stderr) == (0, "")
     assert json.loads(good.stdout)["first_picks"] == np.load("out.npy")[:10].tolist()
@@ -665,7 +785,7 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as leave:
         cli.main(["select", "--help"])
     assert leave.value.code == 0
-    assert "k_center_greedy or kmeans_plusplus" in capsys.readouterr().out
+    assert "--mc-probs FILE" in capsys.readouterr().out
 
 
 # ---- the demo ----

@@ -44,9 +44,7 @@ def images(n: int, b: int) -> Rows:
     known, pool = x[:_LABELED], x[_LABELED : _LABELED + n]
     targets = torch.nn.functional.one_hot(labels[:_LABELED], 10).float()
     weight = (known.t() @ torch.linalg.solve(known @ known.t() + 0.1 * torch.eye(_LABELED), targets)).t() * 8
-    return Rows(
-        pool.clone(), (pool @ weight.t()).softmax(1), known.clone(), (known @ weight.t()).softmax(1), weight, b
-    )
+    return Rows(pool.clone(), (pool @ weight.t()).softmax(1), known.clone(), (known @ weight.t()).softmax(1), weight, b)
 
 
 def _ours(name: str, *arrays: str, **options: Any) -> Side:
@@ -175,6 +173,10 @@ def _pool(n: int, b: int) -> Callable[[bool], Rows]:
     return lambda quick: images(n // 4 if quick else n, b // 4 if quick else b)
 
 
+def _drawn(quick: bool) -> MemberDraws:
+    return MemberDraws(digit_draws(200 if quick else 1000, 50, FLAT), 3 if quick else 5)
+
+
 def _work(d: Rows) -> float:
     return 2.0 * d.features.numel() * d.b
 
@@ -205,7 +207,9 @@ CASES = [
     Case(
         op="batchbald, as a strategy",
         pools={
-            "MNIST draws, flat": lambda quick: MemberDraws(digit_draws(200 if quick else 1000, 50, FLAT), 3 if quick else 5)
+            "MNIST draws, flat": lambda quick: MemberDraws(
+                digit_draws(200 if quick else 1000, 50, FLAT), 3 if quick else 5
+            )
         },
         sides={
             OURS: _ours("batchbald", "mc_probs", num_samples=10_000, max_configurations=10_000, generator=0),

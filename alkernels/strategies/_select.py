@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from alkernels._inputs import RowsOf, as_tensor, check_integer, check_rows
+from alkernels._inputs import DIMENSIONS, RowsOf, as_tensor, check_integer, check_rows
 from alkernels.strategies._catalogue import INPUTS, StrategyInfo, info, names, nearest
 from alkernels.strategies._picking import TIE_BREAKS, top, top_scores
 
@@ -143,7 +143,7 @@ def select(
     if batch_size < 0:
         raise ValueError(f"batch_size must not be negative, got {batch_size}")
     if most == 0:
-        raise ValueError(f"{'the pool' if rows is None else 'candidates'} must have at least one row, got none")
+        raise ValueError("candidates must have at least one row, got none")
     if first is not None:
         keep = check_integer(keep, "keep")
         if keep < max(1, min(batch_size, most)):
@@ -151,10 +151,7 @@ def select(
         most = min(keep, most)
         best = top(_as_scores(_call(first, _restricted(used, rows), options, run)), most).to(where)
         rows = (best if rows is None else rows[best]).sort().values
-    if batch_size > most:
-        what = f"all {most} {'rows' if rows is None else 'candidates'} are picked"
-        warnings.warn(f"batch_size is {batch_size}: {what}", UserWarning, stacklevel=2)
-        batch_size = most
+    wanted, batch_size = batch_size, min(batch_size, most)
     arrays = _restricted(used, rows)
     if inner is not None:
         arrays["scores"] = _call(inner, arrays, options, run)
@@ -162,6 +159,9 @@ def select(
         picked = top_scores(_call(entry, arrays, options, run), batch_size, tie_break=tie_break, generator=generator)
     else:
         picked = _call(entry, arrays, options, run, batch_size=batch_size)
+    if wanted > most:
+        what = f"all {most} {'rows' if rows is None else 'candidates'} are picked"
+        warnings.warn(f"batch_size is {wanted}: {what}", UserWarning, stacklevel=2)
     return picked if rows is None else _of_the_whole(picked, rows)
 
 
@@ -221,13 +221,21 @@ def _rows_of_the_pool(used: dict[str, Any], strategy: str) -> tuple[int, torch.d
     for name, value in used.items():
         if not INPUTS[name].pool:
             continue
-        array = value[0] if isinstance(value, tuple) else value
-        if isinstance(array, torch.Tensor) and not found:
-            where = array.device
-        try:
-            found[name] = len(array)
-        except TypeError:
-            raise TypeError(f"{name} must be an array {INPUTS[name].shape}, got {type(value).__name__}") from None
+        parts = value if isinstance(value, (tuple, list)) and len(value) == 2 else (value,)
+        for part in parts:
+            if not hasattr(part, "shape"):
+                raise TypeError(f"{name} must be an array {INPUTS[name].shape}, got {type(value).__name__}")
+            dims = INPUTS[name].shape.count(",") + 1
+            if len(part.shape) != dims:
+                raise ValueError(f"{name} must be {DIMENSIONS[dims]}, got shape {tuple(part.shape)}")
+        if len(parts[0]) != len(parts[-1]):
+            lengths = f"{len(parts[0])} and {len(parts[-1])}"
+            raise ValueError(f"the two factors of {name} must have as many rows, got {lengths}")
+        if len(parts[0]) == 0:
+            raise ValueError(f"{name} must have at least one row, got shape {tuple(parts[0].shape)}")
+        if isinstance(parts[0], torch.Tensor) and not found:
+            where = parts[0].device
+        found[name] = len(parts[0])
     if not found:
         raise ValueError(f"{strategy} needs an array of the pool, got {', '.join(used) or 'none'}")
     if len(set(found.values())) > 1:
