@@ -406,7 +406,7 @@ def test_cal_in_tiles(monkeypatch):
 
 
 def test_cal_keeps_no_lists_of_neighbours():
-    n, k = 400_000, 60
+    n, k = 150_000, 80
     out = run_python(
         MEASURE
         + f"""
