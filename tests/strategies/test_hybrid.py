@@ -8,6 +8,9 @@ import pytest
 import torch
 from effects import mnist, train_mlp
 from scipy import optimize, stats
+from skactiveml.classifier import SklearnClassifier
+from skactiveml.pool import ContrastiveAL, MaxHerding
+from sklearn.linear_model import LogisticRegression
 from test_ops import MEASURE, run_python
 
 import alkernels as alk
@@ -421,17 +424,13 @@ print(extra(lambda: alk.strategies.hybrid.cal(p, f, q, g, k={k})))
 
 
 def test_cal_against_scikit_activeml():
-    pool = pytest.importorskip("skactiveml.pool")
-    from skactiveml.classifier import SklearnClassifier
-    from sklearn.linear_model import LogisticRegression
-
     rng = np.random.default_rng(0)
     x = rng.standard_normal((150, 5))
     x /= np.linalg.norm(x, axis=1, keepdims=True)  # theirs does not
     y = np.full(150, np.nan)
     y[:30] = (x[:30, 0] + 0.2 * rng.standard_normal(30) > 0) + (x[:30, 1] > 0)
     model = SklearnClassifier(LogisticRegression(), classes=[0, 1, 2]).fit(x, y)
-    theirs = pool.ContrastiveAL(nearest_neighbors_dict={"n_neighbors": 10}, random_state=0)
+    theirs = ContrastiveAL(nearest_neighbors_dict={"n_neighbors": 10}, random_state=0)
     _, utilities = theirs.query(x, y, model, fit_clf=False, return_utilities=True)
     probs = model.predict_proba(x)
     scores = hybrid.cal(probs[30:], x[30:], probs[:30], x[:30])
@@ -545,11 +544,10 @@ def test_uherding_without_labelled_rows_covers():
 
 
 def test_uherding_of_equal_scores_against_scikit_activeml():
-    pool = pytest.importorskip("skactiveml.pool")
     rng = np.random.default_rng(0)
     x, y = rng.standard_normal((120, 4)), np.full(120, np.nan)
     y[:15] = 0
-    picks, utilities = pool.MaxHerding(metric_dict={"gamma": 1.0}, random_state=0).query(
+    picks, utilities = MaxHerding(metric_dict={"gamma": 1.0}, random_state=0).query(
         x, y, batch_size=20, return_utilities=True
     )
     ours = hybrid.uherding(x[15:], np.ones(105), 20, labeled_features=x[:15], bandwidth=1.0)
@@ -572,8 +570,6 @@ def blobs(n=40, centers=5, seed=0):
 @pytest.mark.parametrize("assignment", ["linear_sum", "nearest"])
 @pytest.mark.parametrize("clusterer", ["sklearn", "faiss"])
 def test_diverse_minibatch_takes_one_of_each_blob(assignment, clusterer):
-    if clusterer == "faiss":
-        pytest.importorskip("faiss")
     features, which = blobs()
     scores = torch.rand(40, generator=torch.Generator().manual_seed(1))
     for weighted in (True, False):
