@@ -145,6 +145,26 @@ def bald(probs: torch.Tensor) -> torch.Tensor:
     return torch.special.entr(mean).sum(1) - torch.special.entr(probs).sum(2).mean(1)
 
 
+def prediction_scores(probs: torch.Tensor, score: str) -> torch.Tensor:
+    """A score of each row of [N, K, C], or [N, C] for one model. See :mod:`alkernels.ops.prediction_scores`."""
+    draws = probs if probs.dim() == 3 else probs[:, None]
+    mean = draws.mean(1)
+    largest = mean.sort(1, descending=True).values
+    votes = torch.nn.functional.one_hot(draws.argmax(2), draws.shape[2]).to(draws.dtype).mean(1)
+    ratio = torch.where(draws > 0, draws / mean[:, None], 1.0)
+    return {
+        "least_confident": lambda: 1 - largest[:, 0],
+        "margin": lambda: 1 - (largest[:, 0] - largest[:, 1]) if len(largest[0]) > 1 else 1 - largest[:, 0],
+        "entropy": lambda: torch.special.entr(mean).sum(1),
+        "mean_entropy": lambda: torch.special.entr(draws).sum(2).mean(1),
+        "bald": lambda: bald(draws),
+        "mean_std": lambda: (draws - mean[:, None]).square().mean(1).sqrt().mean(1),
+        "max_disagreement": lambda: (draws * ratio.log()).sum(2).amax(1),
+        "vote_entropy": lambda: torch.special.entr(votes).sum(1),
+        "variation_ratio": lambda: 1 - votes.amax(1),
+    }[score]()
+
+
 def epig(probs: torch.Tensor, target_probs: torch.Tensor) -> torch.Tensor:
     """``H(y) + E[H(y*)] - E[H(y, y*)]``, one target at a time. See :func:`alkernels.epig`."""
     entropy = torch.special.entr(probs.mean(1)).sum(1)
