@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "host_device.h"
+
 namespace alkernels {
 
 // Of one row's K draws P_k over C classes, with their mean P. H is an entropy in nats, V(y) the draws whose largest
@@ -20,10 +22,10 @@ enum class Score : int64_t {
 };
 constexpr int64_t kScores = 9;
 
-constexpr bool wants_votes(Score s) { return s == Score::kVoteEntropy || s == Score::kVariationRatio; }
-constexpr bool wants_entropies(Score s) { return s == Score::kMeanEntropy || s == Score::kBald; }
-constexpr bool wants_mean(Score s) { return s != Score::kMeanEntropy && !wants_votes(s); }
-constexpr bool wants_entropy_of_mean(Score s) { return s == Score::kEntropy || s == Score::kBald; }
+ALK_HOST_DEVICE constexpr bool wants_votes(Score s) { return s == Score::kVoteEntropy || s == Score::kVariationRatio; }
+ALK_HOST_DEVICE constexpr bool wants_entropies(Score s) { return s == Score::kMeanEntropy || s == Score::kBald; }
+ALK_HOST_DEVICE constexpr bool wants_mean(Score s) { return s != Score::kMeanEntropy && !wants_votes(s); }
+ALK_HOST_DEVICE constexpr bool wants_entropy_of_mean(Score s) { return s == Score::kEntropy || s == Score::kBald; }
 
 // Probabilities [count, draws, classes] of float or double, or their natural logarithms, in one piece.
 struct Predictions {

@@ -115,35 +115,28 @@ void exponentials(double* values, int64_t vectors) {
   }
 }
 
-// What all lanes of a row add up to, in each of its lanes.
+// What all lanes of a row add up to, in each of its lanes; and their largest value.
 template <bool kLanesAreRows>
 inline V total(V v) {
   if constexpr (kLanesAreRows) return v;
   return V{} + fold<double, ALKERNELS_VECTOR_BYTES>(v, [](auto a, auto b) { return a + b; });
 }
 
-// The two largest values of each lane, 0 among them.
-struct Top {
-  V first{}, second{};
+template <bool kLanesAreRows>
+inline V largest_of(V v) {
+  if constexpr (kLanesAreRows) return v;
+  return V{} + fold<double, ALKERNELS_VECTOR_BYTES>(v, [](auto a, auto b) { return a > b ? a : b; });
+}
 
-  __attribute__((always_inline)) void take(V x) {
-    const V less = x < first ? x : first;
-    first = x > first ? x : first;
-    second = less > second ? less : second;
-  }
-
-  // Those of all lanes of a row, in each of its lanes.
-  template <bool kLanesAreRows>
-  Top total() const {
-    if constexpr (kLanesAreRows) return *this;
-    Top of;
-    for (int i = 0; i < L; ++i) {
-      of.take(V{} + first[i]);
-      of.take(V{} + second[i]);
-    }
-    return of;
-  }
-};
+// How far apart the two largest values of a row are, given each lane's two.
+template <bool kLanesAreRows>
+inline V gap_of(V first, V second) {
+  if constexpr (kLanesAreRows) return first - second;
+  const V most = largest_of<false>(first);
+  const V lanes = total<false>(first == most ? V{} + 1.0 : V{});
+  const V rest = largest_of<false>(first == most ? second : first);
+  return lanes > V{} + 1.0 ? V{} : most - rest;
+}
 
 // The class of the largest value, the lowest of equals.
 template <bool kLanesAreRows>
@@ -167,8 +160,7 @@ V score_of(const Predictions& in, int64_t row, int64_t end, const Cut& cut, cons
   const int64_t draws = in.draws;
   const V over = V{} + 1 / static_cast<double>(draws);
   const V each_lane = kLanesAreRows ? V{} : lane_numbers();
-  V of_first{}, of_others{}, of_mean{}, deviations{};
-  Top top;
+  V of_first{}, of_others{}, of_mean{}, deviations{}, top{}, second{};  // not of a struct: GCC keeps that in memory
   for (int64_t k = 0; k < draws; ++k) {
     store<double>(at.sum + k * L, V{});
     store<double>(at.of_draw + k * L, V{} - (wants_votes(kScore) ? 1.0 : 0.0));
@@ -228,7 +220,11 @@ V score_of(const Predictions& in, int64_t row, int64_t end, const Cut& cut, cons
         }
         const V mean = p + shift * over;
         if constexpr (wants_entropy_of_mean(kScore)) entropy -= mean * log_of<double>(mean);
-        if constexpr (kScore == Score::kLeastConfident || kScore == Score::kMargin) top.take(mean);
+        if constexpr (kScore == Score::kMargin) {
+          const V less = mean < top ? mean : top;
+          second = less > second ? less : second;
+        }
+        if constexpr (kScore == Score::kLeastConfident || kScore == Score::kMargin) top = mean > top ? mean : top;
         if constexpr (kScore == Score::kMeanStd) deviations += root((square - shift * shift * over) * over);
         if constexpr (kScore == Score::kMaxDisagreement) store<double>(at.log_mean + s * L, log_of<double>(mean));
       }
@@ -254,11 +250,8 @@ V score_of(const Predictions& in, int64_t row, int64_t end, const Cut& cut, cons
     off = by > off ? by : off;
   }
 
-  if constexpr (kScore == Score::kLeastConfident) return 1.0 - top.template total<kLanesAreRows>().first;
-  if constexpr (kScore == Score::kMargin) {
-    top = top.template total<kLanesAreRows>();
-    return 1.0 - (top.first - top.second);
-  }
+  if constexpr (kScore == Score::kLeastConfident) return 1.0 - largest_of<kLanesAreRows>(top);
+  if constexpr (kScore == Score::kMargin) return 1.0 - gap_of<kLanesAreRows>(top, second);
   if constexpr (kScore == Score::kEntropy) return total<kLanesAreRows>(of_mean);
   if constexpr (kScore == Score::kMeanEntropy) return total<kLanesAreRows>(of_first + of_others * over);
   if constexpr (kScore == Score::kBald) return total<kLanesAreRows>(of_mean - of_others * over);
