@@ -81,9 +81,10 @@ class Probabilities:
     def check(self) -> None:
         """Raises a ValueError that names the first row that is no distribution, if there is one."""
         for begin, _, (tile,) in self.pool.tiles(self.rows_a_tile):
-            self._check_tile(begin, tile)
+            self.check_tile(begin, tile)
 
-    def _check_tile(self, begin: int, tile: torch.Tensor) -> None:
+    def check_tile(self, begin: int, tile: torch.Tensor) -> None:
+        """The same for rows `begin` and on, as they are stored."""
         values = self.values(tile)
         sums = values.sum(-1)
         sound = (sums - 1).abs() <= SUM_TOLERANCE  # False for NaN

@@ -145,6 +145,30 @@ def bald(probs: torch.Tensor) -> torch.Tensor:
     return torch.special.entr(mean).sum(1) - torch.special.entr(probs).sum(2).mean(1)
 
 
+def prediction_scores(probs: torch.Tensor, score: str) -> torch.Tensor:
+    """A score of each row of [N, K, C], or [N, C] for one model. See :mod:`alkernels.ops.prediction_scores`."""
+    draws = probs if probs.dim() == 3 else probs[:, None]
+    mean = probs.mean(1) if probs.dim() == 3 else probs
+    if score == "least_confident":
+        return 1 - mean.amax(1)
+    if score == "margin":
+        two = mean.topk(min(2, mean.shape[1])).values
+        return 1 - two[:, 0] + (two[:, 1] if two.shape[1] == 2 else 0)
+    if score == "entropy":
+        return torch.special.entr(mean).sum(1)
+    if score == "mean_entropy":
+        return torch.special.entr(draws).sum(2).mean(1)
+    if score == "bald":
+        return bald(draws)
+    if score == "mean_std":
+        return (draws - mean[:, None]).square().mean(1).sqrt().mean(1)
+    if score == "max_disagreement":
+        ratio = torch.where(draws > 0, draws / mean[:, None], 1.0)
+        return (draws * ratio.log()).sum(2).amax(1)
+    votes = torch.nn.functional.one_hot(draws.argmax(2), draws.shape[2]).to(draws.dtype).mean(1)
+    return {"vote_entropy": torch.special.entr(votes).sum(1), "variation_ratio": 1 - votes.amax(1)}[score]
+
+
 def epig(probs: torch.Tensor, target_probs: torch.Tensor) -> torch.Tensor:
     """``H(y) + E[H(y*)] - E[H(y, y*)]``, one target at a time. See :func:`alkernels.epig`."""
     entropy = torch.special.entr(probs.mean(1)).sum(1)

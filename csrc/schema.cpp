@@ -49,6 +49,9 @@ STABLE_TORCH_LIBRARY(alkernels, m) {
   // out[n] = -sum_m mass[m] sum_c q log q with q = weights[m] . probs[n, :, c]; products in float64 where `wide`, else
   // in float32, sums in float64.
   m.def("conditional_entropy(Tensor probs, Tensor weights, Tensor mass, bool wide) -> Tensor");
+  // One number a row of contiguous predictions [n, k, c], by the code of csrc/common/predictions.h. worst: the largest
+  // |sum - 1| of a distribution, +inf where that is NaN, and how far the smallest probability is below 0.
+  m.def("prediction_scores(Tensor probs, int score, bool log_input) -> (Tensor scores, Tensor worst)");
 
   // gains[j] = sum_i weights[i] max(0, s(row i, candidate j) - covered[i]), in float64; without `exact` upper bounds of
   // them, in float32. `refine`: squared distances from differences where products lose them beside the bandwidth.

@@ -28,6 +28,7 @@ CUDA_OPS = {
     "nearest_divergences",
     "nearest_points",
     "paired_distances",
+    "prediction_scores",
     "raise_covered",
     "top_candidates",
 }

@@ -73,6 +73,8 @@ def samples():
         "epig": (ops.epig, (p, p[:4, :, :2] / p[:4, :, :2].sum(2, keepdim=True)), {}),
         "conditional_entropy": (ops.conditional_entropy, (p, posteriors, mass, False), {}),
         "conditional_entropy wide": (ops.conditional_entropy, (p.double(), posteriors, mass, True), {}),
+        "prediction_scores": (ops.prediction_scores, (p, 4, False), {}),
+        "prediction_scores log": (ops.prediction_scores, (p.double().log(), 1, True), {}),
         "greedy_coverage": (ops.greedy_coverage, (x, 5), {}),
         "greedy_coverage tophat": (ops.greedy_coverage, (x.half(), 5), {"similarity": "tophat", "bandwidth": 2.0}),
         "greedy_coverage all": (
@@ -273,6 +275,15 @@ def test_ops_check_for_themselves():
     ]:
         with pytest.raises(RuntimeError, match=message):
             ops.conditional_entropy(*args)
+    for args, message in [
+        ((p[0], 0, False), "probs must be three-dimensional and contiguous, got a 2-d tensor"),
+        ((p.transpose(1, 2), 0, False), "probs must be three-dimensional and contiguous"),
+        ((p.half(), 0, False), "probs must be float32 or float64, got Half"),
+        ((p[:, :, :0].contiguous(), 0, False), "probs must have at least one draw and one class, got 4 and 0"),
+        ((p, 9, False), "score must be between 0 and 8, got 9"),
+    ]:
+        with pytest.raises(RuntimeError, match=message):
+            ops.prediction_scores(*args)
     for args, message in [
         ((x, d2, d2, x[:, :2], None, 0, 1.0, True, True), "candidates must be as wide as rows, got 2 and 3"),
         ((x, d2[:4], d2, x, None, 0, 1.0, True, True), "weights must be a vector of 5"),

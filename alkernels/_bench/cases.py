@@ -26,9 +26,11 @@ from alkernels._bench.data import (
     glove,
     halves,
     mnist_features,
+    word_classes,
 )
 from alkernels._inputs import Pool
 from alkernels._packages import package
+from alkernels._probabilities import Probabilities
 from alkernels.ops import bald as bald_ops
 from alkernels.ops import batchbald as batchbald_ops
 from alkernels.ops import greedy_coverage as coverage
@@ -37,6 +39,7 @@ from alkernels.ops import k_center_greedy as k_center
 from alkernels.ops import kmeans_plusplus as kmeans
 from alkernels.ops import knn as nearest
 from alkernels.ops import pairwise_kl as kl
+from alkernels.ops import prediction_scores as scores
 
 OURS = "alkernels"
 
@@ -173,6 +176,24 @@ def _joint_operations(d: Joined) -> float:
     return 2 * d.probs.numel() * d.probs.shape[2] ** len(d.others)
 
 
+def _scored(score: str) -> Case:
+    """A score of one model's predictions, checked in the same pass, which the plain formula does not do."""
+    return Case(
+        op="prediction_scores",
+        pools={f"GloVe classes, {score}": lambda quick: Scored(word_classes(20_000 if quick else 100_000))},
+        sides={
+            OURS: Side(
+                lambda d: lambda: scores.prediction_scores(Probabilities(d.probs, "probs", 2, False), score),
+                passes=lambda d: 1,
+            ),
+            "plain PyTorch": Side(lambda d: partial(reference.prediction_scores, d.probs, score), passes=lambda d: 1),
+        },
+        check=_close(1e-5, 1e-6),
+        work=lambda d: d.probs.nbytes,
+        unit="GB/s",
+    )
+
+
 def _exhaustive_operations(d: Draws) -> float:
     """Of scoring every candidate at every step."""
     return 2 * d.probs.numel() * sum(d.probs.shape[2] ** step for step in range(d.b))
@@ -299,13 +320,15 @@ CASES = [
         op="bald",
         pools={"MNIST draws": lambda quick: Scored(digit_draws(1000 if quick else 5000, 50, FLAT))},
         sides={
-            OURS: Side(lambda d: partial(bald_ops.bald, d.probs), passes=lambda d: 2),
+            OURS: Side(lambda d: partial(bald_ops.bald, d.probs), passes=lambda d: 1),
             "plain PyTorch": Side(lambda d: partial(reference.bald, d.probs), passes=lambda d: 2),
         },
         check=_close(1e-3, 1e-5),
         work=lambda d: d.probs.nbytes,
         unit="GB/s",
     ),
+    _scored("entropy"),
+    _scored("margin"),
     Case(
         op="epig",
         pools={

@@ -64,7 +64,7 @@ class Draws(NamedTuple):
 
 
 class Scored(NamedTuple):
-    """Posterior draws of class probabilities [N, K, C]."""
+    """Posterior draws of class probabilities [N, K, C], or one model's [N, C]."""
 
     probs: torch.Tensor
 

@@ -11,7 +11,6 @@ from tqdm import tqdm
 from alkernels._inputs import Array, Selection, check_generator, check_integer, not_compiled
 from alkernels._probabilities import Probabilities
 from alkernels._streaming import explain_memory
-from alkernels.ops.bald import information, noise
 from alkernels.ops.joint_entropy import (
     MAX_CONFIGURATIONS,
     NUM_SAMPLES,
@@ -21,11 +20,14 @@ from alkernels.ops.joint_entropy import (
     compiled_seed,
 )
 from alkernels.ops.lazy_greedy import LazyGreedy
+from alkernels.ops.prediction_scores import prediction_scores
 from alkernels.ops.running_distances import rounding_share
 from alkernels.ops.selection import detached, library
 
 # Gains below this are no information: such picks go by BALD, then by index.
 _NOTHING = 1e-9
+# Gains and BALD come of different sums: by how much rounding may put one above the other, as a share of 1 + H.
+_ABOVE = 1e-12
 # Share of log K, the most that K draws can tell, from which on the rest of the batch is picked on what is left.
 _SATURATED = 0.95
 # Where configurations are sampled, gains may seem to rise from step to step: three times the largest rise seen, on
@@ -134,7 +136,6 @@ def batchbald(
     check_positive(max_configurations, "max_configurations")
     check_positive(num_samples, "num_samples")
     check_generator(generator)
-    draws.check()
     with explain_memory(draws.pool, f"{batch_size} picks", fewer="batch_size"):
         configurations = Configurations(draws, max_configurations, num_samples, generator)
         picks, gains = select(draws, batch_size, configurations, progress=progress)
@@ -145,7 +146,7 @@ def select(
     probs: Probabilities, batch_size: int, configurations: Configurations, *, progress: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The lazy rule: picks and their gains."""
-    alone, entropies = information(probs), noise(probs)
+    alone, entropies = prediction_scores(probs, "bald"), prediction_scores(probs, "mean_entropy")  # checked as well
     picks: list[int] = []
     gains: list[float] = []
 
@@ -163,7 +164,7 @@ def select(
         return found + share * (found + entropies[rows] + 1)
 
     greedy = LazyGreedy(
-        alone.clone(),
+        torch.where(alone > 0, alone + _ABOVE * (1 + alone + entropies), 0.0),
         None if probs.dtype == torch.float64 else estimate,
         lambda rows: gain(rows, True),
     )

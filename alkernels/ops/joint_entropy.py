@@ -1,4 +1,4 @@
-"""Joint entropy of labels under posterior draws: the kernel behind BatchBALD, BALD and EPIG."""
+"""Joint entropy of labels under posterior draws: the kernel behind BatchBALD and EPIG."""
 
 from __future__ import annotations
 

@@ -133,6 +133,26 @@ Tensor conditional_entropy_op(Tensor probs, Tensor weights, Tensor mass, bool wi
   return out;
 }
 
+std::tuple<Tensor, Tensor> prediction_scores_op(Tensor probs, int64_t score, bool log_input) {
+  constexpr const char* kOp = "prediction_scores";
+  const Place place(kOp, probs);
+  STD_TORCH_CHECK(probs.dim() == 3 && probs.is_contiguous(), kOp,
+                  ": probs must be three-dimensional and contiguous, got a ", probs.dim(), "-d tensor");
+  const ScalarType type = probs.scalar_type();
+  STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double, kOp,
+                  ": probs must be float32 or float64, got ", torch::headeronly::toString(type));
+  const Predictions in{probs.const_data_ptr(), type == ScalarType::Double, log_input, probs.size(0), probs.size(1),
+                       probs.size(2)};
+  STD_TORCH_CHECK(in.draws > 0 && in.classes > 0, kOp, ": probs must have at least one draw and one class, got ",
+                  in.draws, " and ", in.classes);
+  STD_TORCH_CHECK(score >= 0 && score < kScores, kOp, ": score must be between 0 and ", kScores - 1, ", got ", score);
+  Tensor scores = torch::stable::new_empty(probs, {in.count}, ScalarType::Double);
+  Tensor worst = torch::stable::new_empty(probs, {2}, ScalarType::Double);
+  prediction_scores(in, static_cast<Score>(score), scores.mutable_data_ptr<double>(), worst.mutable_data_ptr<double>(),
+                    place.device);
+  return {scores, worst};
+}
+
 Similarity similarity_of(int64_t code, const char* op) {
   STD_TORCH_CHECK(code >= 0 && code <= 2, op, ": similarity must be 0, 1 or 2, got ", code);
   return static_cast<Similarity>(code);
@@ -213,6 +233,7 @@ void nearest_divergences_op(Tensor p, Tensor q, bool log_input, bool largest, in
 template <typename Library>
 void register_steps(Library& m) {
   m.impl("conditional_entropy", TORCH_BOX(&conditional_entropy_op));
+  m.impl("prediction_scores", TORCH_BOX(&prediction_scores_op));
   m.impl("coverage_gains", TORCH_BOX(&coverage_gains_op));
   m.impl("raise_covered", TORCH_BOX(&raise_covered_op));
   m.impl("lower_distances", TORCH_BOX(&lower_distances_op));

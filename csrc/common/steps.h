@@ -2,6 +2,7 @@
 // device's; ops.h checks and allocates what they get.
 #pragma once
 
+#include "predictions.h"
 #include "rows.h"
 #include "similarity.h"
 
@@ -50,6 +51,9 @@ struct Draws {
 
 void conditional_entropy(const Draws& probs, const Rows& weights, const double* mass, bool wide, double* out,
                          const Device& device);
+
+// scores [count], worst [2]: what the distributions' sums are off by at most, and the smallest probability below 0.
+void prediction_scores(const Predictions& probs, Score score, double* scores, double* worst, const Device& device);
 
 void coverage_gains(const Rows& rows, const double* weights, const double* covered, const Rows& candidates,
                     const double* shift, Similarity kind, double bandwidth, bool exact, bool refine, double* out,

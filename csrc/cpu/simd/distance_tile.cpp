@@ -3,6 +3,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "prediction_rows.h"
 #include "row_sums.h"
 
 namespace alkernels {
@@ -73,5 +74,7 @@ template <>
 const RowSums<double>& row_sums<double>() {
   return ALKERNELS_CHOOSE(sums_f64);
 }
+
+const PredictionRows& prediction_rows() { return ALKERNELS_CHOOSE(predictions); }
 
 }  // namespace alkernels
