@@ -62,7 +62,7 @@ class Probabilities:
     def checked_tiles(self, dtype: torch.dtype | None = None) -> Iterator[tuple[int, int, torch.Tensor]]:
         """The same, each checked as :meth:`check` does before it is handed out: one walk for both."""
         for begin, end, (tile,) in self.pool.tiles(self.rows_a_tile):
-            self._check_tile(begin, tile)
+            self.check_tile(begin, tile)
             yield begin, end, self.values(tile, dtype)
 
     def gather(self, rows: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:

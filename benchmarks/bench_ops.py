@@ -1,8 +1,9 @@
-"""Every side of every case in alkernels/_bench/cases.py, a benchmark each; conftest.py prints them as a table."""
+"""Every side of every case that `alkernels bench` knows, a benchmark each; conftest.py prints them as a table."""
 
 import pytest
 
-from alkernels._bench.cases import CASES, OURS
+from alkernels._bench import CASES
+from alkernels._bench.cases import OURS
 from alkernels._bench.measure import check_agreement, devices, label, moved, peak_memory, row, sides_on, synchronized
 
 ROUNDS, ROUNDS_OF_RIVALS = 9, 3

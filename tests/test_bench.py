@@ -17,8 +17,8 @@ import torch
 
 import alkernels as alk
 from alkernels import _bench, cli
-from alkernels._bench import cases, data, measure, report
-from alkernels._bench.cases import CASES, OURS, Case, Side
+from alkernels._bench import CASES, cases, data, measure, report
+from alkernels._bench.cases import OURS, Case, Side
 
 PNG = b"\x89PNG\r\n\x1a\n"
 ROWS, WIDTH = 120, 6

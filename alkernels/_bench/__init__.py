@@ -9,13 +9,15 @@ from pathlib import Path
 
 import torch
 
-from alkernels._bench import report
-from alkernels._bench.cases import CASES, Case
+from alkernels._bench import cases, report, strategies
+from alkernels._bench.cases import Case
 from alkernels._bench.data import QUICK_NUMBERS, QUICK_ROWS, picks
 from alkernels._bench.measure import Row, devices, label, moved, race
 from alkernels._files import check_out, read_array, replacing
 from alkernels._inputs import Pool
 from alkernels._packages import package
+
+CASES = [*cases.CASES, *strategies.CASES]
 
 
 def bench(
@@ -42,7 +44,7 @@ def bench(
     picture = check_out(out, (".png",), inputs)
     beside = str(Path(out).with_suffix(".json")) if numbers is None else numbers
     listing = check_out(beside, (".json",), inputs, flag="--json")
-    cases = chosen(ops, with_features=features is not None)
+    races = chosen(ops, with_features=features is not None)
     if features is None and batch_size is not None:
         raise ValueError(f"-b/--batch-size goes with --features, got {batch_size} without it")
     x = None if features is None else own_features(features, quick)
@@ -56,7 +58,7 @@ def bench(
     about = report.machine()
     rows: list[Row] = []
     print(report.title(about), *report.header(), sep="\n", flush=True)
-    for case in cases:
+    for case in races:
         if x is None:
             pools = {name: partial(make, quick) for name, make in list(case.pools.items())[: 1 if quick else None]}
         else:

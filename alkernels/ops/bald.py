@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from alkernels._inputs import Array, not_compiled
+from alkernels._probabilities import Probabilities
 from alkernels._streaming import explain_memory
 from alkernels.ops.joint_entropy import check_draws, conditional_entropy
 from alkernels.ops.prediction_scores import prediction_scores

@@ -146,8 +146,7 @@ def _best_first(indices: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
 def _likeliest(probs: Probabilities) -> torch.Tensor:
     """Each row's likeliest class, the lowest on ties, on the CPU; checks the rows."""
     classes = [torch.empty(0, dtype=torch.int64)]
-    for begin, _, (tile,) in probs.pool.tiles(probs.rows_a_tile):
-        probs._check_tile(begin, tile)
+    for _, _, tile in probs.checked_tiles():
         classes.append(tile.argmax(-1).cpu())
     return torch.cat(classes)
 
@@ -548,9 +547,8 @@ def suggestive_annotation(
 
 def _variances(draws: Probabilities) -> torch.Tensor:
     parts = [torch.empty(0, dtype=torch.float64, device=draws.device)]
-    for begin, _, (tile,) in draws.pool.tiles(draws.rows_a_tile):
-        draws._check_tile(begin, tile)
-        parts.append(draws.values(tile, torch.float64).var(1, unbiased=False).mean(-1))
+    for _, _, tile in draws.checked_tiles(torch.float64):
+        parts.append(tile.var(1, unbiased=False).mean(-1))
     return torch.cat(parts)
 
 
@@ -927,8 +925,7 @@ def _disagreements(
     if draws.shape[2] != classes:
         raise ValueError(f"mc_probs must have as many classes as probs, got {draws.shape[2]} and {classes}")
     parts = [torch.empty(0, dtype=torch.int64)]
-    for begin, end, (tile,) in draws.pool.tiles(draws.rows_a_tile):
-        draws._check_tile(begin, tile)
+    for begin, end, tile in draws.checked_tiles():
         parts.append((tile.argmax(-1).cpu() != labels[begin:end, None]).sum(1))
     return torch.cat(parts), int(draws.shape[1])
 
@@ -1367,7 +1364,7 @@ def _critical_caps(
         end = min(begin + size, pool.count)
         rows = pool.tile(begin, end)[0].double()
         stored = likely.pool.tile(begin, end)[0]
-        likely._check_tile(begin, stored)
+        likely.check_tile(begin, stored)
         p = likely.values(stored, torch.float64).to(rows.device)
         own = p.argmax(1, keepdim=True)
         slope = p.scatter_add(1, own, p.new_full((1, 1), -1.0).expand(len(p), 1)) @ weight
