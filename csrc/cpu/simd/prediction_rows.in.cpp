@@ -83,7 +83,7 @@ void pack_classes(const Predictions& in, int64_t row, int64_t first, int64_t cou
   const int64_t full = count / L;
   for (int64_t k = 0; k < in.draws; ++k, to += steps * L) {
     const S* x = from + k * in.classes;
-    for (int64_t s = 0; s < full; ++s) store<double>(to + s * L, load_wide(x + s * L));
+    for (int64_t i = 0; i < full * L; ++i) to[i] = static_cast<double>(x[i]);
     if (full == steps) continue;
     x += full * L;
     const int64_t left = count - full * L;
@@ -115,27 +115,36 @@ void exponentials(double* values, int64_t vectors) {
   }
 }
 
-// What all lanes of a row add up to, in each of its lanes; and their largest value.
+inline double sum_of_lanes(V v) {
+  return fold<double, ALKERNELS_VECTOR_BYTES>(v, [](auto a, auto b) { return a + b; });
+}
+
+// The largest of all lanes, and how far apart the two largest are, given each lane's two. Not inlined: GCC would keep
+// what is folded in memory, from the first use on.
+__attribute__((noinline)) double largest_lane(V v) {
+  return fold<double, ALKERNELS_VECTOR_BYTES>(v, [](auto a, auto b) { return a > b ? a : b; });
+}
+__attribute__((noinline)) double gap_of_lanes(V first, V second) {
+  const double most = largest_lane(first);
+  const auto at_most = first == V{} + most;
+  return sum_of_lanes(at_most ? V{} + 1.0 : V{}) > 1 ? 0 : most - largest_lane(at_most ? second : first);
+}
+
+// The same of a row, in its lanes.
 template <bool kLanesAreRows>
 inline V total(V v) {
   if constexpr (kLanesAreRows) return v;
-  return V{} + fold<double, ALKERNELS_VECTOR_BYTES>(v, [](auto a, auto b) { return a + b; });
+  return V{} + sum_of_lanes(v);
 }
-
 template <bool kLanesAreRows>
 inline V largest_of(V v) {
   if constexpr (kLanesAreRows) return v;
-  return V{} + fold<double, ALKERNELS_VECTOR_BYTES>(v, [](auto a, auto b) { return a > b ? a : b; });
+  return V{} + largest_lane(v);
 }
-
-// How far apart the two largest values of a row are, given each lane's two.
 template <bool kLanesAreRows>
 inline V gap_of(V first, V second) {
   if constexpr (kLanesAreRows) return first - second;
-  const V most = largest_of<false>(first);
-  const V lanes = total<false>(first == most ? V{} + 1.0 : V{});
-  const V rest = largest_of<false>(first == most ? second : first);
-  return lanes > V{} + 1.0 ? V{} : most - rest;
+  return V{} + gap_of_lanes(first, second);
 }
 
 // The class of the largest value, the lowest of equals.
@@ -160,7 +169,7 @@ V score_of(const Predictions& in, int64_t row, int64_t end, const Cut& cut, cons
   const int64_t draws = in.draws;
   const V over = V{} + 1 / static_cast<double>(draws);
   const V each_lane = kLanesAreRows ? V{} : lane_numbers();
-  V of_first{}, of_others{}, of_mean{}, deviations{}, top{}, second{};  // not of a struct: GCC keeps that in memory
+  V of_first{}, of_others{}, of_mean{}, deviations{}, top{}, second{};
   for (int64_t k = 0; k < draws; ++k) {
     store<double>(at.sum + k * L, V{});
     store<double>(at.of_draw + k * L, V{} - (wants_votes(kScore) ? 1.0 : 0.0));
@@ -224,7 +233,9 @@ V score_of(const Predictions& in, int64_t row, int64_t end, const Cut& cut, cons
           const V less = mean < top ? mean : top;
           second = less > second ? less : second;
         }
-        if constexpr (kScore == Score::kLeastConfident || kScore == Score::kMargin) top = mean > top ? mean : top;
+        if constexpr (kScore == Score::kLeastConfident || kScore == Score::kMargin) {
+          top = mean > top ? mean : top;
+        }
         if constexpr (kScore == Score::kMeanStd) deviations += root((square - shift * shift * over) * over);
         if constexpr (kScore == Score::kMaxDisagreement) store<double>(at.log_mean + s * L, log_of<double>(mean));
       }
