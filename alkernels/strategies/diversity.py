@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import numbers
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +16,6 @@ from alkernels._inputs import (
     RowsLike,
     RowsOf,
     Selection,
-    bytes_a_call,
     check_integer,
     check_labeled,
     check_metric,
@@ -35,6 +33,14 @@ from alkernels.ops import kmeans_plusplus as seeding_op
 from alkernels.ops.knn import knn
 from alkernels.ops.running_distances import RunningDistances
 from alkernels.strategies import _robust
+from alkernels.strategies._arguments import (
+    check_above_zero,
+    check_features,
+    check_number,
+    check_single,
+    rows_a_tile,
+    scaled_to_one,
+)
 from alkernels.strategies._catalogue import strategy
 from alkernels.strategies._clustering import check_clusterer, kmeans
 from alkernels.strategies._picking import check_batch_size, check_scores, top
@@ -47,7 +53,6 @@ _OUTLIERS = 1e-4
 _MOST_CLUSTERS, _PLAIN_CLUSTERS, _SMALL_CLUSTER, _NEIGHBORS, _EPSILON = 500, 50, 5, 20, 1e-5
 # Farther than rows of length one (or zero) can be apart.
 _EVERYWHERE = 2.5
-_BYTES_A_TILE = 16 << 20
 
 
 class CoreSetSelection(NamedTuple):
@@ -101,12 +106,6 @@ class BallSelection(NamedTuple):
     delta: float
 
 
-def _single(pool: Pool) -> Pool:
-    if len(pool.sources) > 1:
-        raise TypeError(f"{pool.name} must be one array, got a pair")
-    return pool
-
-
 def _size(batch_size: Any, pool: Pool) -> int:
     return check_batch_size(batch_size, pool.count, f"rows of {pool.name}")
 
@@ -125,20 +124,6 @@ def _joined(*parts: torch.Tensor) -> torch.Tensor:
     for part in parts:
         dtype = torch.promote_types(dtype, part.dtype)
     return torch.cat([part.to(dtype) for part in parts])
-
-
-def _normalized(rows: Array, name: str) -> Array:
-    """A copy with rows of length one, in float32 at least; a row of zeros stays."""
-    pool = _single(Pool(rows, name))
-    pool.check_finite()
-    source = pool.sources[0]
-    out = torch.empty(source.shape, dtype=torch.promote_types(source.dtype, torch.float32), device=pool.device)
-    for begin, end, (tile,) in pool.tiles(max(1, bytes_a_call(pool.device, _BYTES_A_TILE) // (8 * pool.widths[0]))):
-        values = tile.double()
-        largest = values.abs().amax(1, keepdim=True)
-        values = values / largest.masked_fill_(largest == 0, 1)  # no square overflows or vanishes
-        out[begin:end] = values / values.norm(dim=1, keepdim=True).clamp_(min=1)
-    return out.numpy() if pool.numpy else out
 
 
 @strategy(
@@ -395,7 +380,7 @@ def robust_k_center(
     .. [2] M. Charikar, S. Khuller, D. M. Mount, G. Narasimhan. Algorithms for facility location problems with outliers.
        SODA 2001.
     """
-    pool = _single(check_pool(features))
+    pool = check_features(features)
     count = pool.count
     batch_size, start = _size(batch_size, pool), check_start(start, pool)
     known = _labeled(labeled_features, pool)
@@ -404,10 +389,7 @@ def robust_k_center(
         raise ValueError(f"outliers must not be negative, got {outliers}")
     if method not in ("auto", "exact", "greedy"):
         raise ValueError(f"method must be 'auto', 'exact' or 'greedy', got {method!r}")
-    if isinstance(time_limit, bool) or not isinstance(time_limit, numbers.Real):
-        raise TypeError(f"time_limit must be a number, got {type(time_limit).__name__} {time_limit!r}")
-    if not float(time_limit) > 0:
-        raise ValueError(f"time_limit must be above 0, got {time_limit!r}")
+    check_above_zero(time_limit, "time_limit")
 
     # one more than the picks and the outliers: two of them share a centre, whichever those are
     more = min(count, batch_size + outliers + 1)
@@ -536,6 +518,21 @@ def contextual_diversity(
     return Selection(pool.out(picks), pool.out(scores))
 
 
+def _of_length_one(
+    features: Array, labeled_features: Array | None, device: torch.device | str | None
+) -> tuple[Pool, Array | None]:
+    """The pool and the labelled rows scaled to length one, copies."""
+    rows = check_features(features)
+    rows.check_finite()
+    scaled = scaled_to_one(rows)
+    pool = check_pool(scaled.numpy() if rows.numpy else scaled, device)
+    if labeled_features is None:
+        return pool, None
+    known = check_single(Pool(labeled_features, "labeled_features"))
+    known.check_finite()
+    return pool, scaled_to_one(known)
+
+
 def _cover(
     pool: Pool,
     batch_size: Any,
@@ -548,7 +545,7 @@ def _cover(
 ) -> Selection:
     """A greedy cover of the pool, weighted by scores; cosines count from -1."""
     similarity, width = coverage_op.check_kernel(kernel, bandwidth, name)
-    batch_size = _size(batch_size, _single(pool))
+    batch_size = _size(batch_size, check_single(pool))
     worth = None if scores is None else check_scores(scores, "scores", pool.count)
     weights = coverage_op.check_weights(worth, pool, "scores")
     known = _labeled(labeled, pool)
@@ -679,8 +676,7 @@ def max_herding(
     ----------
     .. [1] W. Bae, J. Noh, D. J. Sutherland. Generalized coverage for more robust low-budget active learning. ECCV 2024.
     """
-    pool = check_pool(_normalized(features, "features"), device)
-    labeled = None if labeled_features is None else _normalized(labeled_features, "labeled_features")
+    pool, labeled = _of_length_one(features, labeled_features, device)
     return _cover(pool, batch_size, labeled, scores, "rbf", bandwidth, progress)
 
 
@@ -742,7 +738,7 @@ def typiclust(
     .. [1] G. Hacohen, A. Dekel, D. Weinshall. Active learning on a budget: opposite strategies suit high and low
        budgets. ICML 2022.
     """
-    pool = _single(check_pool(features))
+    pool = check_features(features)
     batch_size = _size(batch_size, pool)
     check_clusterer(clusterer)
     known = _labeled(labeled_features, pool)
@@ -860,18 +856,13 @@ def probcover(
     ----------
     .. [1] O. Yehuda, A. Dekel, G. Hacohen, D. Weinshall. Active learning through a covering lens. NeurIPS 2022.
     """
-    rows = _normalized(features, "features")
-    pool = check_pool(rows, device)
+    pool, labeled = _of_length_one(features, labeled_features, device)
     batch_size = _size(batch_size, pool)
-    labeled = None if labeled_features is None else _normalized(labeled_features, "labeled_features")
-    _labeled(labeled, pool)
-    if isinstance(purity, bool) or not isinstance(purity, numbers.Real):
-        raise TypeError(f"purity must be a number, got {type(purity).__name__} {purity!r}")
-    if not 0 < float(purity) <= 1:
+    known = _labeled(labeled, pool)
+    if not 0 < check_number(purity, "purity", "above 0 and at most 1") <= 1:
         raise ValueError(f"purity must be above 0 and at most 1, got {purity!r}")
     if delta is None:
-        parts = [torch.as_tensor(part) for part in (rows, labeled) if part is not None]
-        points = _joined(*parts)
+        points = _joined(_whole(pool), *([] if known is None else [_whole(known)]))
         if num_classes is None:
             raise ValueError("either delta or num_classes must be given, got neither")
         num_classes = check_integer(num_classes, "num_classes")
@@ -994,7 +985,7 @@ def _largest_clusters(
 
 def _squared_lengths(pool: Pool) -> torch.Tensor:
     lengths = torch.empty(pool.count, dtype=torch.float64, device=pool.device)
-    size = max(1, bytes_a_call(pool.device, _BYTES_A_TILE) // (8 * sum(pool.widths)))
+    size = rows_a_tile(pool.device, sum(pool.widths))
     for begin, end, factors in pool.tiles(size):
         lengths[begin:end] = _product_of_squares(factors)
     return lengths

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import numbers
 import warnings
 from typing import Any, NamedTuple
 
@@ -16,9 +15,7 @@ from alkernels._inputs import (
     Pool,
     Selection,
     as_tensor,
-    bytes_a_call,
     check_integer,
-    check_pool,
     is_numpy,
     seed_of,
 )
@@ -29,13 +26,23 @@ from alkernels.ops.joint_entropy import check_draws
 from alkernels.ops.knn import knn
 from alkernels.ops.pairwise_kl import pairwise_kl
 from alkernels.ops.prediction_scores import prediction_scores
+from alkernels.strategies._arguments import (
+    check_above_zero,
+    check_as_many,
+    check_classes,
+    check_features,
+    check_not_negative,
+    check_one_of,
+    multiple,
+    rows_a_tile,
+    scaled_to_one,
+    unit_rows,
+)
 from alkernels.strategies._catalogue import strategy
 from alkernels.strategies._clustering import check_clusterer, kmeans
 from alkernels.strategies._picking import check_batch_size, check_scores, top
 from alkernels.strategies.committee import check_votes, warn_one
 
-# So much memory a tile takes beyond the caller's own.
-_BYTES_A_TILE = 16 << 20
 # Average linkage holds all distances, 8 bytes each: 1.6 GB for so many rows.
 _MOST_LINKED = 20_000
 # Most clusters by default, and from where on mini-batches make them: TypiClust's numbers.
@@ -71,64 +78,6 @@ class CealSelection(NamedTuple):
 # ---- arguments and results ----
 
 
-def _number(value: Any, name: str, wanted: str) -> float:
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__} {value!r}")
-    if not math.isfinite(value):
-        raise ValueError(f"{name} must be {wanted}, got {value!r}")
-    return float(value)
-
-
-def _above_zero(value: Any, name: str) -> float:
-    number = _number(value, name, "above 0 and finite")
-    if number <= 0:
-        raise ValueError(f"{name} must be above 0 and finite, got {value!r}")
-    return number
-
-
-def _times(factor: Any, name: str, batch_size: int, count: int) -> int:
-    """How many rows `factor` times the batch are, at most all."""
-    number = _number(factor, name, "at least 1 and finite")
-    if number < 1:
-        raise ValueError(f"{name} must be at least 1 and finite, got {factor!r}")
-    return min(count, math.ceil(number * batch_size))
-
-
-def _one_of(value: Any, name: str, known: tuple[str, ...]) -> str:
-    if not isinstance(value, str) or value not in known:
-        raise ValueError(f"{name} must be {' or '.join(map(repr, known))}, got {value!r}")
-    return value
-
-
-def _features(features: Array, device: torch.device | str | None = None) -> Pool:
-    pool = check_pool(features, device)
-    if len(pool.sources) > 1:
-        raise TypeError("features must be one array, got a pair")
-    return pool
-
-
-def _as_many(count: int, name: str, wanted: int, of: str) -> None:
-    if count != wanted:
-        raise ValueError(f"{name} must have as many rows as {of}, got {count} and {wanted}")
-
-
-def _class_numbers(values: Any, name: str, count: int | None, classes: int | None, of: str) -> torch.Tensor:
-    """Integers that are not negative, one a row, below the number of classes where that is known."""
-    given = as_tensor(values, name, "a vector of integers")
-    if given.numel() == 0:
-        given = given.long()  # of an empty list
-    if given.is_floating_point() or given.is_complex() or given.dtype == torch.bool:
-        raise TypeError(f"{name} must hold integers, got dtype {given.dtype}")
-    if given.dim() != 1 or (count is not None and len(given) != count):
-        raise ValueError(f"{name} must have one number a row of {of}, shape ({count},), got {tuple(given.shape)}")
-    wrong = (given < 0) if classes is None else (given < 0) | (given >= classes)
-    if wrong.any():
-        row = int(wrong.nonzero()[0])
-        most = "not be negative" if classes is None else f"be between 0 and {classes - 1}"
-        raise ValueError(f"{name} must {most}, got {int(given[row])} in row {row}")
-    return given.long()
-
-
 def _selection(pool: Pool, indices: torch.Tensor, scores: torch.Tensor) -> Selection:
     return Selection(pool.out(indices.to(pool.device)), pool.out(scores.to(pool.device)))
 
@@ -157,20 +106,13 @@ def _host_rows(pool: Pool, rows: torch.Tensor) -> torch.Tensor:
     return some.to(torch.promote_types(some.dtype, torch.float32)).cpu()
 
 
-def _unit(rows: torch.Tensor) -> torch.Tensor:
-    """Rows of length one in float64; rows of zeros stay."""
-    rows = rows.double()
-    rows = rows / rows.abs().amax(1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
-    return rows / rows.norm(dim=1, keepdim=True).clamp(min=1)  # the largest entry is 1, or all are 0
-
-
 # ---- perturbed scores ----
 
 
 def _perturbed(scores: Any, batch_size: Any, beta: Any, generator: Any, kind: str) -> Selection:
     values = check_scores(scores, "scores").double()
     batch_size = check_batch_size(batch_size, len(values), "scores")
-    beta = _above_zero(beta, "beta")
+    beta = check_above_zero(beta, "beta")
     draws = torch.Generator().manual_seed(seed_of(generator))
     if kind == "power":
         if (values < 0).any():
@@ -408,10 +350,10 @@ def cal(
         raise ValueError(f"k must be at least 1, got {k}")
     likely = Probabilities(probs, "probs", 2, log_input, device=device)
     given = Probabilities(labeled_probs, "labeled_probs", 2, log_input, device=likely.pool.target)
-    pool = _features(features, device)
+    pool = check_features(features, device)
     known = Pool(labeled_features, "labeled_features", device=pool.target)
-    _as_many(pool.count, "features", likely.count, "probs")
-    _as_many(known.count, "labeled_features", given.count, "labeled_probs")
+    check_as_many(pool.count, "features", likely.count, "probs")
+    check_as_many(known.count, "labeled_features", given.count, "labeled_probs")
     if known.count == 0:
         raise ValueError("labeled_features must have at least one row, got none: cal compares with labelled rows")
     for other, own in ((known, pool), (given.pool, likely.pool)):
@@ -431,14 +373,16 @@ def cal(
     scaled = not bool(points.any(1).all())
     if scaled:
         of_zeros = points.any(1).sort(stable=True).indices[:k]  # those of zeros, and all others equally far
-        points = _unit(points)
+        points = unit_rows(points)
     scores = torch.empty(pool.count, dtype=torch.float64, device=likely.device)
-    size = _rows_a_tile(pool.device, 2 * pool.widths[0] + 3 * k + 2 * likely.shape[1])
+    size = rows_a_tile(pool.device, 2 * pool.widths[0] + 3 * k + 2 * likely.shape[1])
     with tqdm(total=pool.count, desc="CAL", unit="row", unit_scale=True, disable=not progress) as bar:
         for begin in range(0, pool.count, size):
             end = min(begin + size, pool.count)
             (rows,) = pool.tile(begin, end)
-            near = knn(_unit(rows) if scaled else rows, points, k, metric="euclidean" if scaled else "cosine").indices
+            near = knn(
+                unit_rows(rows) if scaled else rows, points, k, metric="euclidean" if scaled else "cosine"
+            ).indices
             if scaled:
                 near[~rows.any(1)] = of_zeros
             said = likely.pool.tile(begin, end)[0].double()
@@ -448,10 +392,6 @@ def cal(
                 source.release(begin, end)
             bar.update(end - begin)
     return likely.pool.out(scores)
-
-
-def _rows_a_tile(device: torch.device, givena_row: int) -> int:
-    return max(1, bytes_a_call(device, _BYTES_A_TILE) // (8 * givena_row))
 
 
 @strategy(
@@ -522,11 +462,11 @@ def suggestive_annotation(
     .. [1] L. Yang, Y. Zhang, J. Chen, S. Zhang, D. Z. Chen. Suggestive annotation: a deep active learning framework for
        biomedical image segmentation. MICCAI 2017.
     """
-    pool = _features(features)
+    pool = check_features(features)
     batch_size = check_batch_size(batch_size, pool.count, "rows of features")
-    keep = _times(keep_factor, "keep_factor", batch_size, pool.count)
+    keep = multiple(keep_factor, "keep_factor", batch_size, pool.count)
     draws = check_draws(mc_probs, "mc_probs", log_input, device=None if scores is not None else device)
-    _as_many(draws.count, "mc_probs", pool.count, "features")
+    check_as_many(draws.count, "mc_probs", pool.count, "features")
     if scores is None:
         warn_one(int(draws.shape[1]), "mc_probs holds one draw")
         uncertain = _variances(draws)
@@ -620,7 +560,7 @@ def uherding(
        ICLR 2025.
     .. [2] W. Bae, J. Noh, D. J. Sutherland. Generalized coverage for more robust low-budget active learning. ECCV 2024.
     """
-    pool = _features(features)
+    pool = check_features(features)
     batch_size = check_batch_size(batch_size, pool.count, "rows of features")
     worth = _weights(check_scores(scores, "scores", pool.count))
     known = None if labeled_features is None else Pool(labeled_features, "labeled_features")
@@ -637,13 +577,13 @@ def uherding(
         worth, labeled, width = torch.ones_like(worth), None, 1.0
     else:
         known.check_finite()
-        labeled = _scaled(known)
+        labeled = scaled_to_one(known)
         width = _smallest_distance(labeled, known) if bandwidth is None else 1.0
-    width = width if bandwidth is None else _above_zero(bandwidth, "bandwidth")
+    width = width if bandwidth is None else check_above_zero(bandwidth, "bandwidth")
     if float(worth.max()) == 0:
         worth = torch.ones_like(worth)
     picked = greedy_coverage(
-        _scaled(pool),
+        scaled_to_one(pool),
         batch_size,
         weights=worth,
         labeled=labeled,
@@ -664,15 +604,6 @@ def _weights(scores: torch.Tensor) -> torch.Tensor:
     return scores.double()
 
 
-def _scaled(pool: Pool) -> torch.Tensor:
-    """A copy of the rows, scaled to length one, at least float32."""
-    dtype = torch.promote_types(pool.sources[0].dtype, torch.float32)
-    out = torch.empty(pool.count, pool.widths[0], dtype=dtype, device=pool.device)
-    for begin, end, (tile,) in pool.tiles(_rows_a_tile(pool.device, 3 * pool.widths[0])):
-        out[begin:end] = _unit(tile)
-    return out
-
-
 def _smallest_distance(rows: torch.Tensor, pool: Pool) -> float:
     """The smallest distance between rows of length one that is more than rounding; 1 where all are the same."""
     # two rows that differ by a factor alone differ by so much once they are rounded
@@ -680,7 +611,7 @@ def _smallest_distance(rows: torch.Tensor, pool: Pool) -> float:
     smallest, left, k = math.inf, torch.arange(len(rows), device=rows.device), 2
     while len(left) and k // 2 < len(rows):
         k, open_ = min(k, len(rows)), [left[:0]]
-        for some in left.split(max(1, _rows_a_tile(rows.device, 2 * k))):
+        for some in left.split(max(1, rows_a_tile(rows.device, 2 * k))):
             distances = knn(rows[some], rows, k).distances
             apart = distances > nothing
             smallest = min([smallest, *distances[apart].min().view(1).tolist()]) if apart.any() else smallest
@@ -752,11 +683,11 @@ def diverse_minibatch(
     ----------
     .. [1] F. Zhdanov. Diverse mini-batch active learning. arXiv 1901.05954, 2019.
     """
-    pool = _features(features)
+    pool = check_features(features)
     batch_size = check_batch_size(batch_size, pool.count, "rows of features")
     values = check_scores(scores, "scores", pool.count).double().cpu()
-    keep = _times(beta, "beta", batch_size, pool.count)
-    _one_of(assignment, "assignment", ("linear_sum", "nearest"))
+    keep = multiple(beta, "beta", batch_size, pool.count)
+    check_one_of(assignment, "assignment", ("linear_sum", "nearest"))
     check_clusterer(clusterer)
     if weighted:
         _weights(values)
@@ -882,12 +813,12 @@ def dropquery(
     """
     if (mc_probs is None) == (votes is None):
         raise ValueError(f"either mc_probs or votes must be given, got {'none' if votes is None else 'both'}")
-    pool = _features(features)
+    pool = check_features(features)
     batch_size = check_batch_size(batch_size, pool.count, "rows of features")
-    enough = _times(min_factor, "min_factor", batch_size, pool.count)
+    enough = multiple(min_factor, "min_factor", batch_size, pool.count)
     check_clusterer(clusterer)
     likely = Probabilities(probs, "probs", 2, log_input)
-    _as_many(likely.count, "probs", pool.count, "features")
+    check_as_many(likely.count, "probs", pool.count, "features")
     different, members = _disagreements(_likeliest(likely), mc_probs, votes, log_input, likely.shape[1])
     limit = members // 2 if threshold is None else check_integer(threshold, "threshold")
     if not 0 <= limit < members:
@@ -918,10 +849,10 @@ def _disagreements(
         cast = check_votes(votes, "votes").cpu()
         if cast.numel() and int(cast.max()) >= classes:
             raise ValueError(f"votes must be below {classes}, the number of classes of probs, got {int(cast.max())}")
-        _as_many(len(cast), "votes", len(labels), "probs")
+        check_as_many(len(cast), "votes", len(labels), "probs")
         return (cast != labels[:, None]).sum(1), cast.shape[1]
     draws = Probabilities(mc_probs, "mc_probs", 3, log_input)
-    _as_many(draws.count, "mc_probs", len(labels), "probs")
+    check_as_many(draws.count, "mc_probs", len(labels), "probs")
     if draws.shape[2] != classes:
         raise ValueError(f"mc_probs must have as many classes as probs, got {draws.shape[2]} and {classes}")
     parts = [torch.empty(0, dtype=torch.int64)]
@@ -1002,18 +933,18 @@ def cluster_margin(
     """
     likely = Probabilities(probs, "probs", 2, log_input)
     batch_size = check_batch_size(batch_size, likely.count, "rows of probs")
-    keep = _times(keep_factor, "keep_factor", batch_size, likely.count)
-    _one_of(clustering, "clustering", ("kmeans", "components", "average"))
+    keep = multiple(keep_factor, "keep_factor", batch_size, likely.count)
+    check_one_of(clustering, "clustering", ("kmeans", "components", "average"))
     check_clusterer(clusterer)
     draws = torch.Generator().manual_seed(seed_of(generator))
     values = prediction_scores(likely, "margin").cpu()
     if batch_size == 0:
         return _nothing(likely.pool)
     if clusters is not None:
-        group = _class_numbers(clusters, "clusters", likely.count, None, "probs").cpu()
+        group = check_classes(clusters, "clusters", likely.count, None, "probs").cpu()
     else:
-        pool = _features(features)
-        _as_many(pool.count, "features", likely.count, "probs")
+        pool = check_features(features)
+        check_as_many(pool.count, "features", likely.count, "probs")
         pool.check_finite()
         group = _clusters(pool, batch_size, clustering, num_clusters, threshold, clusterer, draws)
     candidates = top(values, keep)
@@ -1044,7 +975,7 @@ def _clusters(
             raise ValueError(f"threshold must not be given for clustering 'kmeans', got {threshold!r}")
         if num_clusters is not None:
             raise ValueError(f"num_clusters must not be given together with threshold, got {num_clusters!r}")
-        threshold = _above_zero(threshold, "threshold")
+        threshold = check_above_zero(threshold, "threshold")
     elif clustering == "components":
         raise ValueError("threshold must be given for clustering 'components', got None")
     count = min(max(1, batch_size), _MOST_CLUSTERS) if num_clusters is None else num_clusters
@@ -1183,9 +1114,9 @@ def ceal(
     """
     likely = Probabilities(probs, "probs", 2, log_input, device=device)
     batch_size = check_batch_size(batch_size, likely.count, "rows of probs")
-    _one_of(measure, "measure", ("entropy", "margin", "least_confident"))
-    _one_of(decay, "decay", ("linear", "cumulative"))
-    start, rate = (_not_negative(v, n) for v, n in ((delta, "delta"), (decay_rate, "decay_rate")))
+    check_one_of(measure, "measure", ("entropy", "margin", "least_confident"))
+    check_one_of(decay, "decay", ("linear", "cumulative"))
+    start, rate = (check_not_negative(v, n) for v, n in ((delta, "delta"), (decay_rate, "decay_rate")))
     step = check_integer(round, "round")
     if step < 0:
         raise ValueError(f"round must not be negative, got {step}")
@@ -1200,13 +1131,6 @@ def ceal(
     parts = [some.new_empty(0) for some in (chosen,)]
     parts += [likely.pool.gather(some)[0].argmax(-1) for some in chosen.split(likely.rows_a_tile)]
     return CealSelection(out(picks), out(values[picks]), out(chosen), out(torch.cat(parts)), threshold)
-
-
-def _not_negative(value: Any, name: str) -> float:
-    number = _number(value, name, "finite and not negative")
-    if number < 0:
-        raise ValueError(f"{name} must be finite and not negative, got {value!r}")
-    return number
 
 
 # ---- mixed features ----
@@ -1289,12 +1213,12 @@ def alfa_mix(
     .. [1] A. Parvaneh, E. Abbasnejad, D. Teney, R. Haffari, A. van den Hengel, J. Q. Shi. Active learning by feature
        mixing. CVPR 2022.
     """
-    pool = _features(features)
+    pool = check_features(features)
     batch_size = check_batch_size(batch_size, pool.count, "rows of features")
     likely = Probabilities(probs, "probs", 2, log_input)
-    _as_many(likely.count, "probs", pool.count, "features")
+    check_as_many(likely.count, "probs", pool.count, "features")
     classes, width = int(likely.shape[1]), pool.widths[0]
-    cap = _above_zero(cap, "cap")
+    cap = check_above_zero(cap, "cap")
     check_clusterer(clusterer)
     weight = _head(head_weight, "head_weight", (classes, width), pool.device)
     if head_bias is None:
@@ -1313,7 +1237,7 @@ def alfa_mix(
     candidates = (critical < level * cap).nonzero().flatten()
     picks = candidates
     if len(candidates) > batch_size:
-        rows = _unit(_host_rows(pool, candidates))
+        rows = unit_rows(_host_rows(pool, candidates))
         seed = int(torch.randint(2**31, (), generator=draws))
         picks = candidates[_medoids(rows, batch_size, seed, clusterer)]
     scores = 0.0 - critical
@@ -1344,9 +1268,9 @@ def _anchors(labeled_features: Array, labels: Any, classes: int, pool: Pool) -> 
     if known.widths != pool.widths:
         raise ValueError(f"labeled_features must be as wide as features, got {known.widths[0]} and {pool.widths[0]}")
     known.check_finite()
-    of_class = _class_numbers(labels, "labels", known.count, classes, "labeled_features").to(known.device)
+    of_class = check_classes(labels, "labels", known.count, classes, "labeled_features").to(known.device)
     sums = torch.zeros(classes, known.widths[0], dtype=torch.float64, device=known.device)
-    for begin, end, (tile,) in known.tiles(_rows_a_tile(known.device, 2 * known.widths[0])):
+    for begin, end, (tile,) in known.tiles(rows_a_tile(known.device, 2 * known.widths[0])):
         sums.index_add_(0, of_class[begin:end], tile.double())
     counts = of_class.bincount(minlength=classes)[:, None]
     means = torch.where(counts > 0, sums / counts.clamp(min=1), sums.sum(0) / known.count)
@@ -1359,7 +1283,7 @@ def _critical_caps(
     """For each row the cap above which a mix with some anchor is of another class, [N] float64; inf for none."""
     classes, width = weight.shape
     out = torch.empty(pool.count, dtype=torch.float64, device=pool.device)
-    size = _rows_a_tile(pool.device, 6 * width + 6 * classes)
+    size = rows_a_tile(pool.device, 6 * width + 6 * classes)
     for begin in range(0, pool.count, size):
         end = min(begin + size, pool.count)
         rows = pool.tile(begin, end)[0].double()
@@ -1471,7 +1395,7 @@ def galaxy(
         raise ValueError(f"labeled_probs must have as many classes as probs, got {given.shape[1]} and {classes}")
     if given.count == 0:
         raise ValueError("labeled_probs must have at least one row, got none: galaxy searches between labelled rows")
-    known = _class_numbers(labels, "labels", given.count, classes, "labeled_probs").cpu()
+    known = check_classes(labels, "labels", given.count, classes, "labeled_probs").cpu()
     guess = _likeliest(likely).numpy()
     given.check()
     draws = torch.Generator().manual_seed(seed_of(generator))
@@ -1495,7 +1419,7 @@ def _lines(likely: Probabilities, given: Probabilities, classes: list[int]) -> d
     count = likely.count + given.count
     best = np.empty(count)
     lines: dict[int, np.ndarray] = {}
-    at_once = max(1, _BYTES_A_TILE // (8 * count))
+    at_once = rows_a_tile(torch.device("cpu"), count)
     for some in [classes[i : i + at_once] for i in range(0, len(classes), at_once)]:
         lead = np.empty((len(some), count))
         for rows, first in ((likely, 0), (given, likely.count)):

@@ -336,8 +336,8 @@ def test_robust_k_center_at_its_ends():
     [
         ({"outliers": -1}, "outliers must not be negative, got -1"),
         ({"method": "milp"}, "method must be 'auto', 'exact' or 'greedy', got 'milp'"),
-        ({"time_limit": 0}, "time_limit must be above 0, got 0"),
-        ({"time_limit": math.nan}, "time_limit must be above 0, got nan"),
+        ({"time_limit": 0}, "time_limit must be above 0 and finite, got 0"),
+        ({"time_limit": math.nan}, "time_limit must be above 0 and finite, got nan"),
         ({"start": 5}, "start must be a row of features"),
     ],
 )

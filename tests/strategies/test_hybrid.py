@@ -404,7 +404,7 @@ def test_cal_of_logarithms_and_of_hard_zeros():
 def test_cal_in_tiles(monkeypatch):
     given = {n: v for n, v in arrays(200).items() if n in READS["cal"]}
     expected = hybrid.cal(**given)
-    monkeypatch.setattr(hybrid, "_BYTES_A_TILE", 3000)
+    monkeypatch.setattr(_arguments, "_BYTES_A_TILE", 3000)
     torch.testing.assert_close(hybrid.cal(**given), expected, rtol=1e-12, atol=0)
 
 
@@ -930,7 +930,7 @@ def test_alfa_mix_where_nothing_turns():
 def test_alfa_mix_in_tiles(monkeypatch):
     given = arrays(200)
     expected = call("alfa_mix", 200, given)
-    monkeypatch.setattr(hybrid, "_BYTES_A_TILE", 3000)
+    monkeypatch.setattr(_arguments, "_BYTES_A_TILE", 3000)
     torch.testing.assert_close(call("alfa_mix", 200, given).scores, expected.scores)
 
 
