@@ -14,7 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from test_ops import MEASURE, run_python
 
 import alkernels as alk
-from alkernels.strategies import _catalogue, hybrid
+from alkernels.strategies import _arguments, _catalogue, hybrid
 from alkernels.strategies._clustering import kmeans
 
 NAMES = [
