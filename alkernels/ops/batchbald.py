@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 
 import torch
 from tqdm import tqdm
@@ -11,6 +10,7 @@ from tqdm import tqdm
 from alkernels._inputs import Array, Selection, check_generator, check_integer, not_compiled
 from alkernels._probabilities import Probabilities
 from alkernels._streaming import explain_memory
+from alkernels._warnings import warn_user
 from alkernels.ops.joint_entropy import (
     MAX_CONFIGURATIONS,
     NUM_SAMPLES,
@@ -170,9 +170,7 @@ def select(
     )
     most, warned = math.log(probs.shape[1]), False
     if probs.shape[1] == 1 and batch_size:
-        warnings.warn(
-            f"{probs.name} holds one draw, which cannot disagree: every score is 0", UserWarning, stacklevel=3
-        )
+        warn_user(f"{probs.name} holds one draw, which cannot disagree: every score is 0")
     with tqdm(total=batch_size, desc="BatchBALD", unit="pick", disable=not progress) as bar:
         for step in range(batch_size):
             if step == 0:
@@ -198,11 +196,9 @@ def select(
                     greedy.margin = _NOISE / math.sqrt(len(configurations.mass))
             if not warned and most > 0 and sum(gains) > _SATURATED * most and step + 1 < batch_size:
                 warned = True
-                warnings.warn(
+                warn_user(
                     f"after {step + 1} of {batch_size} picks the batch holds {sum(gains):.3g} of the {most:.3g} nats "
-                    f"that {probs.shape[1]} draws can tell: the rest is picked on next to nothing; use more draws",
-                    UserWarning,
-                    stacklevel=3,
+                    f"that {probs.shape[1]} draws can tell: the rest is picked on next to nothing; use more draws"
                 )
     device = probs.device
     return (

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import torch
 
 from alkernels._inputs import DIMENSIONS, RowsOf, as_tensor, check_integer, check_rows
+from alkernels._warnings import warn_user
 from alkernels.strategies._catalogue import INPUTS, StrategyInfo, info, names, nearest
 from alkernels.strategies._picking import TIE_BREAKS, top, top_scores
 
@@ -161,7 +161,7 @@ def select(
         picked = _call(entry, arrays, options, run, batch_size=batch_size)
     if wanted > most:
         what = f"all {most} {'rows' if rows is None else 'candidates'} are picked"
-        warnings.warn(f"batch_size is {wanted}: {what}", UserWarning, stacklevel=2)
+        warn_user(f"batch_size is {wanted}: {what}")
     return picked if rows is None else _of_the_whole(picked, rows)
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Any
 
 import torch
 
 from alkernels._inputs import Array, as_tensor, bytes_a_call, is_numpy
 from alkernels._probabilities import Probabilities
+from alkernels._warnings import warn_user
 from alkernels.ops.joint_entropy import check_draws
 from alkernels.ops.prediction_scores import prediction_scores
 from alkernels.strategies._catalogue import strategy
@@ -26,7 +26,7 @@ def disagreeing(mc_probs: Array, log_input: bool, device: torch.device | str | N
 
 def warn_one(members: int, what: str) -> None:
     if members == 1:
-        warnings.warn(f"{what}, which cannot disagree: every score is 0", UserWarning, stacklevel=4)
+        warn_user(f"{what}, which cannot disagree: every score is 0")
 
 
 def _scored(mc_probs: Array, score: str, log_input: bool, device: torch.device | str | None) -> Array:

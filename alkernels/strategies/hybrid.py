@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +20,7 @@ from alkernels._inputs import (
 )
 from alkernels._packages import package
 from alkernels._probabilities import Probabilities
+from alkernels._warnings import warn_user
 from alkernels.ops.greedy_coverage import greedy_coverage
 from alkernels.ops.joint_entropy import check_draws
 from alkernels.ops.knn import knn
@@ -569,11 +569,7 @@ def uherding(
     pool.check_finite()
     if known is None or known.count == 0:
         if float(worth.min()) < float(worth.max()):
-            warnings.warn(
-                "labeled_features holds no row: scores are not used, every row counts the same",
-                UserWarning,
-                stacklevel=2,
-            )
+            warn_user("labeled_features holds no row: scores are not used, every row counts the same")
         worth, labeled, width = torch.ones_like(worth), None, 1.0
     else:
         known.check_finite()

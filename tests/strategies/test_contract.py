@@ -146,6 +146,15 @@ def test_numpy_is_torch(name):
             assert value == other, field
 
 
+def test_devices_agree(name, device):
+    given = arrays()
+    there = {k: v.to(device) for k, v in given.items()}
+    picked, expected = run(name, 7, there), run(name, 7, given)
+    assert torch.equal(picked.indices.cpu(), expected.indices)
+    assert torch.allclose(picked.scores.cpu(), expected.scores, rtol=1e-9, atol=1e-12)
+    assert picked.indices.device.type == picked.scores.device.type == device
+
+
 def test_float32_is_close_to_float64(name):
     wide, narrow = run(name, 7, arrays()), run(name, 7, arrays(dtype=torch.float32))
     assert torch.equal(wide.indices, narrow.indices)

@@ -147,9 +147,22 @@ class TestPools:
 
     def test_the_last_round_of_a_loop(self, probs):
         left = torch.tensor([3, 9, 100])
-        with pytest.warns(UserWarning, match="batch_size is 10: all 3 candidates are picked"):
+        with pytest.warns(UserWarning, match="batch_size is 10: all 3 candidates are picked") as warned:
             picked = alk.select("margin", 10, probs=probs, candidates=left)
         assert sorted(picked.indices.tolist()) == left.tolist()
+        assert warned[0].filename == __file__
+
+    @pytest.mark.parametrize("call", ["function", "select", "of"])
+    def test_warnings_point_at_the_users_line(self, probs, call):
+        draws = probs[:, None]
+        with pytest.warns(UserWarning, match="holds one draw") as warned:
+            if call == "function":
+                alk.strategies.committee.mean_std(draws)
+            elif call == "select":
+                alk.select("bald", 5, mc_probs=draws)
+            else:
+                alk.select("power", 5, of="max_disagreement", mc_probs=draws)
+        assert {w.filename for w in warned} == {__file__}
 
     def test_without_a_seed_draws_differ(self, probs):
         drawn = {tuple(alk.select("random", 5, probs=probs).indices.tolist()) for _ in range(5)}
