@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
+
+from mkdocs.structure.files import File
 
 from alkernels import strategies
 from alkernels.strategies import StrategyInfo
@@ -17,6 +21,14 @@ _FAMILIES = {
     "dynamics": "What the epochs of training said.",
     "hybrid": "A score together with a geometry, a sampling rule or a round of pseudo-labels.",
 }
+
+
+def on_files(files: Any, config: Any) -> Any:
+    sys.path.insert(0, str(Path(__file__).parent))
+    import figure
+
+    files.append(File.generated(config, "picks.png", content=figure.draw()))
+    return files
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
