@@ -373,15 +373,21 @@ class Pool:
         largest = 0.0
         numbers = 1 << (20 if self.device.type == "cpu" else 24)  # on a GPU each tile costs a few launches and waits
         for begin, _, factors in self.tiles(max(1, numbers // sum(self.widths))):
-            for f, factor in enumerate(factors):
-                bad = ~torch.isfinite(factor)
-                if bad.any():
-                    row, column = (int(x) for x in bad.nonzero()[0])
-                    name = self.name if len(factors) == 1 else f"{self.name}[{f}]"
-                    raise ValueError(
-                        f"{name} must be finite, got {factor[row, column].item()} in row {begin + row}, column {column}"
-                    )
-                largest = max(largest, float(factor.abs().max())) if factor.numel() else largest
+            largest = max(largest, self.check_tile(begin, factors))
+        return largest
+
+    def check_tile(self, begin: int, factors: Factors) -> float:
+        """The same of the rows from `begin` on."""
+        largest = 0.0
+        for f, factor in enumerate(factors):
+            bad = ~torch.isfinite(factor)
+            if bad.any():
+                row, column = (int(x) for x in bad.nonzero()[0])
+                name = self.name if len(factors) == 1 else f"{self.name}[{f}]"
+                raise ValueError(
+                    f"{name} must be finite, got {factor[row, column].item()} in row {begin + row}, column {column}"
+                )
+            largest = max(largest, float(factor.abs().max())) if factor.numel() else largest
         return largest
 
     def out(self, tensor: torch.Tensor) -> Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from alkernels._inputs import Array, Pool, Selection, check_integer, check_pool,
 from alkernels._probabilities import Probabilities
 from alkernels.ops import kmeans_plusplus
 from alkernels.ops.selection import result
+from alkernels.strategies._arguments import check_above_zero, check_as_many, check_single, rows_a_tile
 from alkernels.strategies._catalogue import strategy
 from alkernels.strategies._picking import check_batch_size, top
 
@@ -29,13 +31,19 @@ def _model_of(
     rows = Probabilities(probs, names[0], 2, log_input, device=device)
     inputs = check_pool(features, device)
     inputs.name = names[1]
-    if len(inputs.sources) > 1:
-        raise TypeError(f"{names[1]} must be one array, got a pair")
-    if rows.count != inputs.count:
-        raise ValueError(f"{names[1]} must have as many rows as {names[0]}, got {inputs.count} and {rows.count}")
+    check_as_many(check_single(inputs).count, names[1], rows.count, names[0])
     if rows.device != inputs.device:
         raise ValueError(f"{names[1]} must be on the device of {names[0]} ({rows.device}), got {inputs.device}")
     return rows, inputs
+
+
+def _tiles(rows: Probabilities, inputs: Pool, dtype: torch.dtype | None = None) -> Iterator[tuple[int, int, Any, Any]]:
+    """Probabilities and features of the same rows, checked, a tile at a time."""
+    rows.rows_a_tile = min(rows.rows_a_tile, rows_a_tile(rows.device, inputs.widths[0]))
+    both = zip(rows.checked_tiles(dtype), inputs.tiles(rows.rows_a_tile), strict=True)
+    for (begin, end, p), (_, _, (h,)) in both:
+        inputs.check_tile(begin, (h,))
+        yield begin, end, p, h
 
 
 @strategy(
@@ -89,13 +97,11 @@ def egl(
     .. [1] B. Settles, M. Craven, S. Ray. Multiple-instance active learning. NeurIPS 2007.
     """
     rows, inputs = _model_of(probs, features, log_input, device, ("probs", "features"))
-    inputs.check_finite()
     parts = [torch.empty(0, dtype=torch.float64, device=rows.device)]
-    for begin, end, p in rows.checked_tiles(torch.float64):
+    for _, _, p, h in _tiles(rows, inputs, torch.float64):
         squares = p.square()
         # |p - e_y|² without the difference of large numbers
         lengths = (squares.sum(1, keepdim=True) - squares).clamp_(min=0).add_((1 - p).square_())
-        (h,) = inputs.tile(begin, end)
         norm = h.double().square().sum(1) + float(bias)
         parts.append((p * lengths).sum(1) * norm if squared else (p * lengths.sqrt()).sum(1) * norm.sqrt())
     return rows.pool.out(torch.cat(parts))
@@ -260,13 +266,11 @@ def badge(
         raise ValueError(f"first must be 'max_norm' or 'uniform', got {first!r}")
     rows, inputs = _model_of(probs, features, log_input, device, ("probs", "features"))
     batch_size = check_batch_size(batch_size, rows.count, "rows of probs")
-    inputs.check_finite()
     factor = torch.empty(rows.shape, dtype=rows.dtype, device=rows.device)
     norms = torch.empty(rows.count, dtype=torch.float64, device=rows.device)
-    for begin, end, p in rows.checked_tiles():
+    for begin, end, p, h in _tiles(rows, inputs):
         a = factor[begin:end].copy_(p)
         a.scatter_add_(1, p.argmax(1, keepdim=True), a.new_full((len(a), 1), -1.0))
-        (h,) = inputs.tile(begin, end)
         norms[begin:end] = a.double().square().sum(1) * (h.double().square().sum(1) + float(bias))
     second: Any = features
     if bias:
@@ -338,8 +342,7 @@ def bait(
     c, d = rows.shape[1], inputs.widths[0]
     if c * d > _WIDEST:
         raise ValueError(f"features must have C * D of at most {_WIDEST} (matrices of its square), got {c} * {d}")
-    if not 0 < regularization < math.inf:
-        raise ValueError(f"regularization must be above 0, got {regularization!r}")
+    regularization = check_above_zero(regularization, "regularization")
     if (labeled_probs is None) != (labeled_features is None):
         raise ValueError("labeled_probs and labeled_features must be given together, got one of them")
     fisher, known = _fisher(rows, inputs), 0

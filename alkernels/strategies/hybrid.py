@@ -362,8 +362,6 @@ def cal(
         if other.device != own.device:
             raise ValueError(f"{other.name} must be on the device of {own.name} ({own.device}), got {other.device}")
     known.check_finite()
-    pool.check_finite()
-    likely.check()
     given.check()
     k = min(k, known.count)
 
@@ -379,13 +377,14 @@ def cal(
     with tqdm(total=pool.count, desc="CAL", unit="row", unit_scale=True, disable=not progress) as bar:
         for begin in range(0, pool.count, size):
             end = min(begin + size, pool.count)
-            (rows,) = pool.tile(begin, end)
-            near = knn(
-                unit_rows(rows) if scaled else rows, points, k, metric="euclidean" if scaled else "cosine"
-            ).indices
+            (rows,), (stored,) = pool.tile(begin, end), likely.pool.tile(begin, end)
+            pool.check_tile(begin, (rows,))
+            likely.check_tile(begin, stored)
+            metric = "euclidean" if scaled else "cosine"
+            near = knn(unit_rows(rows) if scaled else rows, points, k, metric=metric).indices
             if scaled:
                 near[~rows.any(1)] = of_zeros
-            said = likely.pool.tile(begin, end)[0].double()
+            said = stored.double()
             apart = pairwise_kl(given.whole, said, neighbors=near.to(said.device), gather="p", log_input=log_input)
             scores[begin:end] = torch.as_tensor(apart).mean(1)
             for source in (*pool.sources, *likely.pool.sources):

@@ -207,7 +207,7 @@ class TestBait:
             gradient.bait(probs, torch.zeros(6, 3000), 2)
         with pytest.raises(ValueError, match="labeled_probs and labeled_features must be given together"):
             gradient.bait(probs, h, 2, labeled_probs=probs)
-        with pytest.raises(ValueError, match="regularization must be above 0, got 0"):
+        with pytest.raises(ValueError, match="regularization must be above 0 and finite, got 0"):
             gradient.bait(probs, h, 2, regularization=0)
         with pytest.raises(ValueError, match="must be 2 and 3 wide, got 2 and 4"):
             gradient.bait(probs, h, 2, labeled_probs=probs, labeled_features=torch.zeros(6, 4))
