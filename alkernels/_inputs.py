@@ -398,7 +398,11 @@ class Pool:
 
 def largest_magnitude(rows: Pool) -> float:
     """Of all features; raises where they are not finite, or their squares overflow."""
-    largest = rows.check_finite()
+    return check_squares(rows, rows.check_finite())
+
+
+def check_squares(rows: Pool, largest: float) -> float:
+    """Raises where features of this magnitude have squares that overflow."""
     # the squared lengths of two rows, each shifted by a third
     if largest > math.sqrt(torch.finfo(torch.float64).max / (8 * rows.widths[0])):
         raise ValueError(f"{rows.name} must have squares that float64 can hold, got a magnitude of {largest:.3g}")

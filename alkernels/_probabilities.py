@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 
 from alkernels._inputs import Array, Pool, bytes_a_call, check_device
@@ -39,6 +40,8 @@ class Probabilities:
         *,
         device: torch.device | str | None = None,
     ) -> None:
+        if not isinstance(log_input, (bool, np.bool_)):
+            raise TypeError(f"log_input must be True or False, got {type(log_input).__name__} {log_input!r}")
         self.pool = array if isinstance(array, Pool) else Pool(array, name, dims, device=device)
         if len(self.pool.sources) > 1:
             raise TypeError(f"{name} must be one array, got a pair")

@@ -28,7 +28,8 @@ _ARRAYS = {
     "votes": "classes that K members vote for [N, K]",
     "scores": "scores of your own [N]",
     "clusters": "a clustering of your own [N]",
-    "history": "what T epochs said of each row [N, T]",
+    "correct": "whether each of T presentations was classified right [N, T]",
+    "predictions": "classes predicted at T checkpoints [N, T]",
     "labeled_features": "feature vectors of the labelled rows",
     "labeled_probs": "class probabilities of the labelled rows",
     "labels": "classes of the labelled rows",
@@ -37,6 +38,10 @@ _ARRAYS = {
     "head_bias": "biases of the linear last layer [C]",
 }
 _PAIRS = ("features", "labeled_features")
+# What select takes besides, by options of their own.
+_NOT_OPTIONS = {
+    *("strategy", "batch_size", "of", "candidates", "prefilter", "keep", "tie_break", "generator", "device", "progress")
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -199,7 +204,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("alkernels: interrupted, nothing was written", file=sys.stderr)
         return _INTERRUPTED
-    except (ValueError, TypeError, OSError, ImportError, MemoryError) as error:
+    except (ValueError, TypeError, ArithmeticError, OSError, ImportError, MemoryError) as error:
         print("alkernels: error:", " ".join(str(error).split()) or type(error).__name__, file=sys.stderr)
         return 2
     return 0
@@ -260,7 +265,11 @@ def _select(args: argparse.Namespace) -> None:
         name: value.cpu().numpy() if isinstance(value, torch.Tensor) else value
         for name, value in picked._asdict().items()
     }
-    write_selection(out, **{name: value for name, value in fields.items() if hasattr(value, "shape")})
+    written = {name: value for name, value in fields.items() if hasattr(value, "shape")}
+    write_selection(out, **written)
+    more = [name for name in written if name not in ("indices", "scores")]
+    if more and out.suffix.lower() != ".npz":
+        _warn(f"{args.out} holds the indices alone; an .npz file also takes {' and '.join(more)}")
 
     numbers = {name: value for name, value in fields.items() if isinstance(value, (bool, int, float))}
     indices = fields["indices"]
@@ -295,6 +304,8 @@ def _options(given: Sequence[str]) -> dict[str, Any]:
         key = key.strip().replace("-", "_")
         if not equals or not key.isidentifier():
             raise ValueError(f"--option must be KEY=VALUE, got {text}")
+        if key in _NOT_OPTIONS or key in _ARRAYS:
+            raise ValueError(f"--option must be an option of the strategy, got {key}")
         if key in options:
             raise ValueError(f"--option must give each key once, got {key} again")
         options[key] = _value(value.strip())
@@ -302,7 +313,7 @@ def _options(given: Sequence[str]) -> dict[str, Any]:
 
 
 def _value(text: str) -> Any:
-    words = {"true": True, "false": False, "none": None}
+    words = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False, "none": None}
     if text.lower() in words:
         return words[text.lower()]
     for number in (int, float):

@@ -47,6 +47,7 @@ def prediction_scores(probs: Probabilities, score: str) -> torch.Tensor:
             probs.check_tile(begin, tile)
     if classes == 1:  # nothing to be unsure of, however the sums are rounded
         return whole.zero_()
+    whole.clamp_(min=0)  # of distributions that sum to a little more than 1
     if score == "bald":
         whole[whole < _ROUNDING * (1 + math.log(classes))] = 0.0
     return whole

@@ -38,6 +38,12 @@ def check_number(value: Any, name: str, wanted: str) -> float:
     return float(value)
 
 
+def check_flag(value: Any, name: str) -> bool:
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be True or False, got {type(value).__name__} {value!r}")
+    return bool(value)
+
+
 def check_above_zero(value: Any, name: str) -> float:
     number = check_number(value, name, "above 0 and finite")
     if number <= 0:
@@ -73,6 +79,7 @@ def check_classes(values: Any, name: str, count: int | None, classes: int | None
         given = given.long()  # of an empty list
     if given.is_floating_point() or given.is_complex() or given.dtype == torch.bool:
         raise TypeError(f"{name} must hold integers, got dtype {given.dtype}")
+    given = given.long()
     if given.dim() != 1 or (count is not None and len(given) != count):
         raise ValueError(f"{name} must have one number a row of {of}, shape ({count},), got {tuple(given.shape)}")
     wrong = (given < 0) if classes is None else (given < 0) | (given >= classes)
@@ -80,7 +87,7 @@ def check_classes(values: Any, name: str, count: int | None, classes: int | None
         row = int(wrong.nonzero()[0])
         most = "not be negative" if classes is None else f"be between 0 and {classes - 1}"
         raise ValueError(f"{name} must {most}, got {int(given[row])} in row {row}")
-    return given.long()
+    return given
 
 
 def rows_a_tile(device: torch.device, numbers_a_row: int) -> int:

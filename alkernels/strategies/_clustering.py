@@ -12,6 +12,7 @@ from alkernels.ops.kmeans_plusplus import kmeans_plusplus
 
 CLUSTERERS = ("sklearn", "faiss")
 _ITERATIONS = 100
+_BYTES_A_TILE = 16 << 20
 
 
 def check_clusterer(clusterer: str) -> None:
@@ -28,7 +29,9 @@ def kmeans(
     clusterer: str = "sklearn",
     mini_batch: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Centres [count, D] and each row's cluster [n], on the rows' device; the work is the CPU's.
+    """Centres [count, D] in float64 and each row's cluster [n], on the rows' device; the work is the CPU's.
+
+    Fewer centres where there are fewer distinct rows.
 
     Parameters
     ----------
@@ -44,9 +47,10 @@ def kmeans(
         scikit-learn's MiniBatchKMeans, for hundreds of clusters.
     """
     check_clusterer(clusterer)
-    seeds = kmeans_plusplus(rows, count, generator=seed).indices.cpu().numpy()
-    host = rows.detach().cpu()
-    points = np.ascontiguousarray((host if host.dtype == torch.float64 else host.float()).numpy())
+    drawn = kmeans_plusplus(rows, count, generator=seed)
+    seeds = drawn.indices[drawn.scores > 0].cpu().numpy()  # rows at 0 coincide with others
+    count = len(seeds)
+    points, middle, unit = _centered(rows.detach().cpu())
     worth = None if weights is None else weights.cpu().numpy().astype(points.dtype)
     if clusterer == "faiss":
         faiss = package("faiss", "strategies")
@@ -66,11 +70,23 @@ def kmeans(
         kind = cluster.MiniBatchKMeans if mini_batch else cluster.KMeans
         model = kind(count, init=points[seeds], n_init=1, max_iter=_ITERATIONS, random_state=seed % 2**32)
         with warnings.catch_warnings():
-            # fewer distinct rows than clusters: the caller fills up what is missing
+            # rows that are not the same, but to float32
             warnings.filterwarnings("ignore", message="Number of distinct clusters")
             labels = model.fit(points, sample_weight=worth).labels_
         centers = model.cluster_centers_
     return (
-        torch.from_numpy(np.asarray(centers)).to(rows.device),
+        torch.from_numpy(np.asarray(centers, dtype=np.float64) * unit + middle).to(rows.device),
         torch.from_numpy(np.asarray(labels, dtype=np.int64)).to(rows.device),
     )
+
+
+def _centered(rows: torch.Tensor) -> tuple[np.ndarray, np.ndarray, float]:
+    """A copy around 0 and no larger than 1, as k-means squares what it is given; the middle and the unit."""
+    tiles = rows.split(max(1, _BYTES_A_TILE // (8 * rows.shape[1])))
+    middle = sum(tile.double().sum(0) / len(rows) for tile in tiles)
+    assert isinstance(middle, torch.Tensor)
+    unit = max(float((tile.double() - middle).abs().max()) for tile in tiles) or 1.0
+    out = torch.empty(rows.shape, dtype=torch.promote_types(rows.dtype, torch.float32))
+    for tile, part in zip(tiles, out.split(len(tiles[0])), strict=True):
+        part.copy_((tile.double() - middle) / unit)
+    return out.numpy(), middle.numpy(), unit

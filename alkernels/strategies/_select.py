@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from alkernels._inputs import DIMENSIONS, RowsOf, as_tensor, check_integer, check_rows
+from alkernels._inputs import DIMENSIONS, RowsOf, as_tensor, check_generator, check_integer, check_rows
 from alkernels._warnings import warn_user
 from alkernels.strategies._catalogue import INPUTS, StrategyInfo, info, names, nearest
 from alkernels.strategies._picking import TIE_BREAKS, top, top_scores
@@ -22,7 +22,8 @@ def select(
     features: Any = None,
     scores: Any = None,
     clusters: Any = None,
-    history: Any = None,
+    correct: Any = None,
+    predictions: Any = None,
     labeled_features: Any = None,
     labeled_probs: Any = None,
     labels: Any = None,
@@ -59,8 +60,10 @@ def select(
         Scores of your own, for strategies that build on a score. By default those of the strategy `of`.
     clusters : integer array of shape (N,), optional
         A clustering of your own.
-    history : array of shape (N, T), optional
-        What T epochs said of each row.
+    correct : array of shape (N, T), optional
+        Whether each row was classified right at each of T presentations during training.
+    predictions : integer array of shape (N, T), optional
+        The class predicted for each row at each of T checkpoints.
     labeled_features, labeled_probs : Tensor or ndarray of shapes (L, D) and (L, C), optional
         The same of the labelled rows.
     labels : integer array of shape (L,), optional
@@ -72,7 +75,8 @@ def select(
     of : str, optional
         The strategy whose scores a strategy that builds on scores takes: ``select("power", b, of="bald", ...)``.
     candidates : mask of shape (N,) or row numbers, optional
-        Restricts the pool to some rows, as if the others were not there. Indices that come back are of the whole.
+        Restricts the pool to some rows, as if the others were not there. Indices that come back are of the whole, and
+        so is an option `start`.
     prefilter, keep : str and int, optional
         Restricts the pool further, to the `keep` highest scores of another strategy:
         ``select("facility_location", b, prefilter="entropy", keep=10 * b, ...)``.
@@ -107,7 +111,9 @@ def select(
 
     Notes
     -----
-    Arrays that the strategy has no use for are left alone, so that a loop can pass all it has.
+    Arrays that the strategy has no use for are left alone, so that a loop can pass all it has; of arrays that stand for
+    each other (`mc_probs` and `votes`) the first that its entry names is taken. With an integer seed the strategy draws
+    as its function does with that seed; what filters or scores before it draws from seeds derived from it.
 
     Examples
     --------
@@ -119,6 +125,7 @@ def select(
     entry = info(strategy)
     given = {name: value for name, value in locals().items() if name in INPUTS and value is not None}
     run = {"generator": generator, "device": device, "progress": progress}
+    check_generator(generator)
     if tie_break not in TIE_BREAKS:
         raise ValueError(f"tie_break must be 'index' or 'random', got {tie_break!r}")
     if tie_break != "index" and not entry.each_row:
@@ -149,12 +156,15 @@ def select(
         if keep < max(1, min(batch_size, most)):
             raise ValueError(f"keep must be at least batch_size, {batch_size}, got {keep}")
         most = min(keep, most)
-        best = top(_as_scores(_call(first, _restricted(used, rows), options, run)), most).to(where)
+        before = {**run, "generator": _derived(generator, 1)}
+        best = top(_as_scores(_call(first, _restricted(used, rows), options, before)), most).to(where)
         rows = (best if rows is None else rows[best]).sort().values
     wanted, batch_size = batch_size, min(batch_size, most)
     arrays = _restricted(used, rows)
     if inner is not None:
-        arrays["scores"] = _call(inner, arrays, options, run)
+        arrays["scores"] = _call(inner, arrays, options, {**run, "generator": _derived(generator, 2)})
+    if rows is not None and options.get("start") is not None and "start" in entry.options:
+        options["start"] = _position(options["start"], rows)
     if entry.each_row:
         picked = top_scores(_call(entry, arrays, options, run), batch_size, tie_break=tie_break, generator=generator)
     else:
@@ -208,10 +218,6 @@ def _check_needs(entry: StrategyInfo, given: dict[str, Any], without: str | None
         wanted = ", and ".join(" or ".join(f"{name}= {_shape(name)}" for name in g) for g in missing)
         got = ", ".join(given) or "no array"
         raise ValueError(f"{entry.name} needs {wanted}, got {got}")
-    for group in entry.needs:
-        both = [name for name in group if name in given]
-        if len(both) > 1 and len(group) > 1:
-            raise ValueError(f"{entry.name} takes either {' or '.join(group)}, got {' and '.join(both)}")
 
 
 def _rows_of_the_pool(used: dict[str, Any], strategy: str) -> tuple[int, torch.device]:
@@ -268,9 +274,29 @@ def _call(
     """The strategy's function with what it takes of all that there is."""
     parameters = entry.parameters
     offered = {**arrays, **options, **run, **more}
+    for group in entry.needs:
+        for name in [name for name in group if name in arrays][1:]:
+            del offered[name]  # the first stands for the others
     if "pool" in parameters:
         offered["pool"] = next(value for name, value in arrays.items() if INPUTS[name].pool)
     return entry.function(**{name: value for name, value in offered.items() if name in parameters})
+
+
+def _derived(generator: Any, stage: int) -> Any:
+    """For what comes before the strategy: another seed, so that its draws are not the strategy's own."""
+    if generator is None or isinstance(generator, torch.Generator):
+        return generator
+    seeds = torch.randint(2**63 - 1, (stage,), generator=torch.Generator().manual_seed(int(generator)))
+    return int(seeds[-1])
+
+
+def _position(start: Any, rows: torch.Tensor) -> int:
+    """A row of the whole pool as one of the restricted pool."""
+    start = check_integer(start, "start")
+    found = (rows == start).nonzero()
+    if not len(found):
+        raise ValueError(f"start must be one of the candidates that are left, got {start}")
+    return int(found[0])
 
 
 def _as_scores(scores: Any) -> torch.Tensor:

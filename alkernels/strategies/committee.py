@@ -12,6 +12,7 @@ from alkernels._probabilities import Probabilities
 from alkernels._warnings import warn_user
 from alkernels.ops.joint_entropy import check_draws
 from alkernels.ops.prediction_scores import prediction_scores
+from alkernels.strategies._arguments import check_flag
 from alkernels.strategies._catalogue import strategy
 
 _BYTES_OF_COUNTS = 16 << 20
@@ -41,6 +42,7 @@ def check_votes(votes: Any, name: str) -> torch.Tensor:
         raise TypeError(f"{name} must hold class numbers, integers, got dtype {classes.dtype}")
     if classes.dim() != 2 or classes.shape[1] == 0:
         raise ValueError(f"{name} must be two-dimensional [N, K] with at least one column, got {tuple(classes.shape)}")
+    classes = classes.long()
     if classes.numel() and int(classes.min()) < 0:
         row = int((classes < 0).any(1).nonzero()[0])
         raise ValueError(f"{name} must not be negative, got {int(classes[row].min())} in row {row}")
@@ -48,13 +50,15 @@ def check_votes(votes: Any, name: str) -> torch.Tensor:
 
 
 def vote_shares(classes: torch.Tensor) -> Any:
-    """Tiles of the shares of votes [n, C] that each row's classes get."""
+    """Tiles of the shares of votes [n, K] that the classes of each row get, those voted for: zeros behind them."""
     members = classes.shape[1]
-    count = int(classes.max()) + 1 if classes.numel() else 1
-    size = max(1, bytes_a_call(classes.device, _BYTES_OF_COUNTS) // (8 * (count + members)))
+    size = max(1, bytes_a_call(classes.device, _BYTES_OF_COUNTS) // (40 * members))
     for some in classes.split(size):
-        votes = torch.zeros(len(some), count, dtype=torch.float64, device=classes.device)
-        yield votes.scatter_add_(1, some.long(), votes.new_ones(some.shape)) / members
+        ordered = some.sort(1).values
+        which = torch.zeros_like(ordered)
+        which[:, 1:] = (ordered[:, 1:] != ordered[:, :-1]).cumsum(1)
+        votes = torch.zeros(ordered.shape, dtype=torch.float64, device=classes.device)
+        yield votes.scatter_add_(1, which, torch.ones_like(votes)) / members
 
 
 def _of_votes(votes: Any, function: Any) -> Array:
@@ -114,6 +118,7 @@ def vote_entropy(
     .. [1] I. Dagan, S. P. Engelson. Committee-based sampling for training probabilistic classifiers. ICML 1995.
     """
     _one_of(mc_probs, votes)
+    check_flag(normalize, "normalize")
     if mc_probs is None:
         scores, most = _of_votes(votes, lambda shares: torch.special.entr(shares).sum(1)), votes.shape[1]
     else:
@@ -226,6 +231,7 @@ def consensus_entropy(
     ----------
     .. [1] Y. Gal, R. Islam, Z. Ghahramani. Deep Bayesian active learning with image data. ICML 2017.
     """
+    check_flag(normalize, "normalize")
     draws = check_draws(mc_probs, "mc_probs", log_input, device=device)
     scores = draws.pool.out(prediction_scores(draws, "entropy"))
     return scores / math.log(mc_probs.shape[2]) if normalize and mc_probs.shape[2] > 1 else scores

@@ -149,7 +149,7 @@ def random(pool: Any, *, generator: torch.Generator | int | None = None) -> Arra
     ----------
     .. [1] D. D. Lewis, W. A. Gale. A sequential algorithm for training text classifiers. SIGIR 1994.
     """
-    rows = pool[0] if isinstance(pool, tuple) else pool
+    rows = pool[0] if isinstance(pool, (tuple, list)) else pool
     uniform = torch.Generator().manual_seed(seed_of(generator))
     scores = torch.rand(len(rows), dtype=torch.float64, generator=uniform)
     return scores.numpy() if is_numpy(rows) else scores.to(getattr(rows, "device", "cpu"))
@@ -547,6 +547,8 @@ def _cover(
     similarity, width = coverage_op.check_kernel(kernel, bandwidth, name)
     batch_size = _size(batch_size, check_single(pool))
     worth = None if scores is None else check_scores(scores, "scores", pool.count)
+    if worth is not None and not worth.any():
+        worth = None  # as everywhere in the catalogue: rows that are all worth nothing are all worth the same
     weights = coverage_op.check_weights(worth, pool, "scores")
     known = _labeled(labeled, pool)
     least = torch.full((pool.count,), -1.0 if kernel == "cosine" else 0.0, dtype=torch.float64, device=pool.device)
@@ -742,7 +744,9 @@ def typiclust(
     batch_size = _size(batch_size, pool)
     check_clusterer(clusterer)
     known = _labeled(labeled_features, pool)
-    pool.check_finite()
+    for some in (pool, known):
+        if some is not None:
+            largest_magnitude(some)
     if batch_size == 0:
         nothing = torch.empty(0, dtype=torch.float64, device=pool.device)
         return Selection(pool.out(nothing.long()), pool.out(nothing))

@@ -11,6 +11,7 @@ from alkernels.strategies._catalogue import strategy
 from alkernels.strategies.committee import check_votes, vote_shares
 
 NEVER = ("inf", "T")
+_NUMBERS_A_TILE = 1 << 21
 
 
 def _check_never(never: str) -> None:
@@ -23,12 +24,12 @@ def _check_never(never: str) -> None:
     cost="N T",
     use="Labelled rows: finds wrong labels and hard examples (high), and what may be dropped (0, unforgettable).",
 )
-def forgetting(history: Any, *, never: str = "inf") -> Array:
+def forgetting(correct: Any, *, never: str = "inf") -> Array:
     """How often each example was forgotten: classified right, and wrong at the next presentation.
 
     Parameters
     ----------
-    history : boolean or 0/1 array of shape (N, T)
+    correct : boolean or 0/1 array of shape (N, T)
         Whether each example was classified correctly at each of its T presentations, in the forward pass before the
         update. :class:`ForgettingTracker` counts the same without storing it.
     never : {"inf", "T"}, default "inf"
@@ -50,17 +51,22 @@ def forgetting(history: Any, *, never: str = "inf") -> Array:
        example forgetting during deep neural network learning. ICLR 2019.
     """
     _check_never(never)
-    right = as_tensor(history, "history", "an array [N, T] of 0 and 1")
+    right = as_tensor(correct, "correct", "an array [N, T] of 0 and 1")
     if right.dim() != 2 or right.shape[1] == 0:
-        raise ValueError(f"history must be two-dimensional [N, T] with at least one column, got {tuple(right.shape)}")
-    wrong = (right != 0) & (right != 1)
-    if wrong.any():
-        row = int(wrong.any(1).nonzero()[0])
-        raise ValueError(f"history must hold 0 and 1, got {right[row][wrong[row]][0].item()} in row {row}")
-    right = right.bool()
-    events = (right[:, :-1] & ~right[:, 1:]).sum(1).double()
-    scores = torch.where(right.any(1), events, torch.inf if never == "inf" else float(right.shape[1]))
-    return scores.numpy() if is_numpy(history) else scores
+        raise ValueError(f"correct must be two-dimensional [N, T] with at least one column, got {tuple(right.shape)}")
+    scores = torch.empty(len(right), dtype=torch.float64, device=right.device)
+    lost = torch.inf if never == "inf" else float(right.shape[1])
+    size = max(1, _NUMBERS_A_TILE // right.shape[1])
+    for begin in range(0, len(right), size):
+        some = right[begin : begin + size]
+        wrong = (some != 0) & (some != 1)
+        if wrong.any():
+            row = int(wrong.any(1).nonzero()[0])
+            raise ValueError(f"correct must hold 0 and 1, got {some[row][wrong[row]][0].item()} in row {begin + row}")
+        some = some.bool()
+        events = (some[:, :-1] & ~some[:, 1:]).sum(1).double()
+        scores[begin : begin + size] = torch.where(some.any(1), events, lost)
+    return scores.numpy() if is_numpy(correct) else scores
 
 
 @strategy(
@@ -68,12 +74,12 @@ def forgetting(history: Any, *, never: str = "inf") -> Array:
     cost="N T",
     use="An unlabelled pool that is predicted after every epoch anyway: uncertainty without dropout or an ensemble.",
 )
-def label_dispersion(history: Any) -> Array:
+def label_dispersion(predictions: Any) -> Array:
     """How much the predicted class changes over epochs: the variation ratio with epochs for a committee.
 
     Parameters
     ----------
-    history : integer array of shape (N, T)
+    predictions : integer array of shape (N, T)
         The class predicted for each row at T checkpoints. :class:`DispersionTracker` counts the same without storing
         it.
 
@@ -92,9 +98,9 @@ def label_dispersion(history: Any) -> Array:
     .. [1] J. Zolfaghari Bengar, B. Raducanu, J. van de Weijer. When deep learners change their mind: learning dynamics
        for active learning. CAIP 2021.
     """
-    classes = check_votes(history, "history")
+    classes = check_votes(predictions, "predictions")
     scores = torch.cat([1 - s.amax(1) for s in vote_shares(classes)] or [torch.empty(0, dtype=torch.float64)])
-    return scores.numpy() if is_numpy(history) else scores
+    return scores.numpy() if is_numpy(predictions) else scores
 
 
 class _Tracker:
@@ -141,7 +147,7 @@ class _Tracker:
 
 def _predicted(predictions: Any) -> torch.Tensor:
     values = as_tensor(predictions, "predictions", "classes [B] or logits [B, C]").cpu()
-    if values.dim() == 2 and values.shape[1] > 0:
+    if values.dim() == 2 and values.shape[1] > 1:
         if values.isnan().any():
             raise ValueError(f"predictions must not be NaN, got NaN in row {int(values.isnan().any(1).nonzero()[0])}")
         return values.argmax(1)

@@ -9,11 +9,20 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from alkernels._inputs import Array, Pool, Selection, check_integer, check_pool, seed_of
+from alkernels._inputs import (
+    Array,
+    Pool,
+    Selection,
+    check_integer,
+    check_pool,
+    check_squares,
+    largest_magnitude,
+    seed_of,
+)
 from alkernels._probabilities import Probabilities
 from alkernels.ops import kmeans_plusplus
 from alkernels.ops.selection import result
-from alkernels.strategies._arguments import check_above_zero, check_as_many, check_single, rows_a_tile
+from alkernels.strategies._arguments import check_above_zero, check_as_many, check_flag, check_single, rows_a_tile
 from alkernels.strategies._catalogue import strategy
 from alkernels.strategies._picking import check_batch_size, top
 
@@ -22,6 +31,7 @@ FIRST = ("max_norm", "uniform")
 _NUMBERS = 1 << 24
 # BAIT's matrices are so wide at most: 128 MB each.
 _WIDEST = 4096
+_TOO_SMALL = "regularization must be larger beside features of this magnitude, or these be scaled down"
 
 
 def _model_of(
@@ -42,7 +52,7 @@ def _tiles(rows: Probabilities, inputs: Pool, dtype: torch.dtype | None = None) 
     rows.rows_a_tile = min(rows.rows_a_tile, rows_a_tile(rows.device, inputs.widths[0]))
     both = zip(rows.checked_tiles(dtype), inputs.tiles(rows.rows_a_tile), strict=True)
     for (begin, end, p), (_, _, (h,)) in both:
-        inputs.check_tile(begin, (h,))
+        check_squares(inputs, inputs.check_tile(begin, (h,)))
         yield begin, end, p, h
 
 
@@ -96,6 +106,8 @@ def egl(
     ----------
     .. [1] B. Settles, M. Craven, S. Ray. Multiple-instance active learning. NeurIPS 2007.
     """
+    check_flag(bias, "bias")
+    check_flag(squared, "squared")
     rows, inputs = _model_of(probs, features, log_input, device, ("probs", "features"))
     parts = [torch.empty(0, dtype=torch.float64, device=rows.device)]
     for _, _, p, h in _tiles(rows, inputs, torch.float64):
@@ -255,13 +267,15 @@ def badge(
     Notes
     -----
     The embeddings, C D wide, are never built: their distances come from the two factors. Memory beyond the input: a
-    factor of shape (N, C), and that of :func:`alkernels.kmeans_plusplus`. Rows that all coincide follow in index order.
+    factor of shape (N, C), with `bias` a copy of the features, and that of :func:`alkernels.kmeans_plusplus`. Rows that
+    all coincide follow in index order.
 
     References
     ----------
     .. [1] J. T. Ash, C. Zhang, A. Krishnamurthy, J. Langford, A. Agarwal. Deep batch active learning by diverse,
        uncertain gradient lower bounds. ICLR 2020.
     """
+    check_flag(bias, "bias")
     if first not in FIRST:
         raise ValueError(f"first must be 'max_norm' or 'uniform', got {first!r}")
     rows, inputs = _model_of(probs, features, log_input, device, ("probs", "features"))
@@ -273,8 +287,8 @@ def badge(
         a.scatter_add_(1, p.argmax(1, keepdim=True), a.new_full((len(a), 1), -1.0))
         norms[begin:end] = a.double().square().sum(1) * (h.double().square().sum(1) + float(bias))
     second: Any = features
-    if bias:
-        h = inputs.tile(0, inputs.count)[0]
+    if bias:  # built where the features are, from all of them
+        h = Pool(features, "features").tile(0, inputs.count)[0]
         second = torch.cat([h, h.new_ones(len(h), 1)], 1)
     elif inputs.to_host and not inputs.streamed:
         second = inputs.tile(0, inputs.count)[0]  # it is on the device already
@@ -287,7 +301,7 @@ def badge(
 
 @strategy(
     formula=r"\arg\min_S \mathrm{tr}\big((\lambda I + \textstyle\sum_{x \in L \cup S} V_x V_x^\top)^{-1} F\big)",
-    cost="3 b N (C D)²",
+    cost="2 b (N (C D)² + (C D)³)",
     use="Small last layers only (C D up to 4096): the batch that leaves the least uncertainty, by the Fisher matrix.",
 )
 def bait(
@@ -313,7 +327,7 @@ def bait(
     labeled_probs, labeled_features : arrays of shapes (L, C) and (L, D), optional
         The same of the labelled rows, both or neither.
     regularization : float, default 1.0
-        ``λ > 0``.
+        ``λ > 0``, in the unit of squared features: features times 10 go with 100 times as much.
     progress : bool, default False
         Show a progress bar.
 
@@ -345,8 +359,7 @@ def bait(
     regularization = check_above_zero(regularization, "regularization")
     if (labeled_probs is None) != (labeled_features is None):
         raise ValueError("labeled_probs and labeled_features must be given together, got one of them")
-    fisher, known = _fisher(rows, inputs), 0
-    start = torch.eye(c * d, dtype=torch.float64, device=rows.device) * regularization
+    theirs, known = None, 0
     if labeled_probs is not None and labeled_features is not None and len(labeled_probs):
         both = _model_of(labeled_probs, labeled_features, False, None, ("labeled_probs", "labeled_features"))
         if both[0].shape[1] != c or both[1].widths[0] != d:
@@ -354,11 +367,35 @@ def bait(
                 f"labeled_probs and labeled_features must be {c} and {d} wide, got {both[0].shape[1]} and "
                 f"{both[1].widths[0]}"
             )
-        known = both[0].count
-        theirs = _fisher(*both)
+        known, theirs = both[0].count, _fisher(*both)
+    fisher = _fisher(rows, inputs)
+    start = torch.eye(c * d, dtype=torch.float64, device=rows.device) * regularization
+    if theirs is not None:
         fisher = (fisher * rows.count + theirs * known) / (rows.count + known)
         start += theirs * (known / (known + batch_size))
     scale = math.sqrt(batch_size / (known + batch_size)) if batch_size else 1.0
+    try:
+        picks, drops = _greedy_and_pruned(rows, inputs, fisher, start, scale, batch_size, progress)
+    except torch.linalg.LinAlgError as error:
+        raise ValueError(f"{_TOO_SMALL}, got {regularization!r}: {error}") from error
+    out = rows.pool.out
+    return Selection(
+        out(torch.tensor(picks, dtype=torch.int64, device=rows.device)),
+        out(torch.tensor(drops, dtype=torch.float64, device=rows.device)),
+    )
+
+
+def _greedy_and_pruned(
+    rows: Probabilities,
+    inputs: Pool,
+    fisher: torch.Tensor,
+    start: torch.Tensor,
+    scale: float,
+    batch_size: int,
+    progress: bool,
+) -> tuple[list[int], list[float]]:
+    """Picks up to twice the batch, and what is left of them without those that are missed least."""
+    c, d = rows.shape[1], inputs.widths[0]
     inverse = torch.linalg.inv(start)
     picks: list[int] = []
     drops: list[float] = []
@@ -370,7 +407,7 @@ def bait(
             gains = torch.cat(
                 [_traces(p, h, inverse, change, scale, 1.0) for p, h in _sides(rows, inputs, _NUMBERS // (c * c * d))]
             )
-            pick = int(top(gains.masked_fill_(taken, -torch.inf), 1))
+            pick = int(_largest(gains.masked_fill_(taken, -torch.inf))[0])
             picks.append(pick)
             drops.append(float(gains[pick]))
             taken[pick] = True
@@ -382,15 +419,19 @@ def bait(
             losses = _traces(
                 rows.gather(chosen, torch.float64), inputs.gather(chosen)[0].double(), inverse, change, scale, -1.0
             )
-            worst = len(picks) - 1 - int(top(-losses.flip(0), 1))  # of equals the latest
+            worst = int(_largest(-losses)[-1])  # of equals the latest
             inverse = _updated(inverse, _embedding(rows, inputs, picks.pop(worst)) * scale, -1.0)
             drops.pop(worst)
             bar.update()
-    out = rows.pool.out
-    return Selection(
-        out(torch.tensor(picks, dtype=torch.int64, device=rows.device)),
-        out(torch.tensor(drops, dtype=torch.float64, device=rows.device)),
-    )
+    return picks, drops
+
+
+def _largest(values: torch.Tensor) -> torch.Tensor:
+    """The rows of the largest value, ascending; what rounding sets apart is the same."""
+    best = float(values.max())
+    if not math.isfinite(best):
+        raise ValueError(f"{_TOO_SMALL}: a trace came to {best}")
+    return (values >= best - 1e-9 * abs(best)).nonzero().flatten()
 
 
 def _sides(rows: Probabilities, inputs: Pool, size: int) -> Any:
@@ -403,7 +444,7 @@ def _sides(rows: Probabilities, inputs: Pool, size: int) -> Any:
 def _fisher(rows: Probabilities, inputs: Pool) -> torch.Tensor:
     """Mean Fisher matrix [C D, C D]: of each row ``(diag(p) - p pᵀ) ⊗ h hᵀ``."""
     rows.check()
-    inputs.check_finite()
+    largest_magnitude(inputs)
     c, d = rows.shape[1], inputs.widths[0]
     total = torch.zeros(c * d, c * d, dtype=torch.float64, device=rows.device)
     for p, h in _sides(rows, inputs, _NUMBERS // (4 * c * d)):

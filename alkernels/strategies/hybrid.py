@@ -12,10 +12,13 @@ from tqdm import tqdm
 from alkernels._inputs import (
     Array,
     Pool,
+    RowsOf,
     Selection,
     as_tensor,
     check_integer,
+    check_squares,
     is_numpy,
+    largest_magnitude,
     seed_of,
 )
 from alkernels._packages import package
@@ -31,6 +34,7 @@ from alkernels.strategies._arguments import (
     check_as_many,
     check_classes,
     check_features,
+    check_flag,
     check_not_negative,
     check_one_of,
     multiple,
@@ -361,7 +365,7 @@ def cal(
             raise ValueError(f"{other.name} must be as wide as {own.name}, got {other.widths[0]} and {own.widths[0]}")
         if other.device != own.device:
             raise ValueError(f"{other.name} must be on the device of {own.name} ({own.device}), got {other.device}")
-    known.check_finite()
+    largest_magnitude(known)
     given.check()
     k = min(k, known.count)
 
@@ -378,7 +382,7 @@ def cal(
         for begin in range(0, pool.count, size):
             end = min(begin + size, pool.count)
             (rows,), (stored,) = pool.tile(begin, end), likely.pool.tile(begin, end)
-            pool.check_tile(begin, (rows,))
+            check_squares(pool, pool.check_tile(begin, (rows,)))
             likely.check_tile(begin, stored)
             metric = "euclidean" if scaled else "cosine"
             near = knn(unit_rows(rows) if scaled else rows, points, k, metric=metric).indices
@@ -397,13 +401,14 @@ def cal(
     formula=r"\frac{1}{C} \sum_c \mathrm{Var}_k(p_{kc}) \text{ filters, then } \max_S \sum_j \max_{i \in S} \cos(i, j)",
     cost="N K C + keep_factor b N D",
     kernels=("greedy_coverage",),
+    either=("scores", "mc_probs"),
     use="Segmentation with an ensemble: uncertain items that represent all the others.",
 )
 def suggestive_annotation(
-    mc_probs: Array,
     features: Array,
     batch_size: int,
     *,
+    mc_probs: Array | None = None,
     scores: Array | None = None,
     keep_factor: float = 2,
     log_input: bool = False,
@@ -417,15 +422,15 @@ def suggestive_annotation(
 
     Parameters
     ----------
-    mc_probs : Tensor or ndarray of shape (N, K, C)
-        Class probabilities of K members. Uncertainty is the variance over members (division by K), averaged over
-        classes; for pixels or other outputs, average it yourself and pass `scores`.
     features : Tensor or ndarray of shape (N, D)
         Feature vectors, such as the channel means of the deepest features. The cosine of a row of zeros is 0.
     batch_size : int
         How many rows to pick, ``0 <= batch_size <= N``.
+    mc_probs : Tensor or ndarray of shape (N, K, C), optional
+        Class probabilities of K members. Uncertainty is the variance over members (division by K), averaged over
+        classes; for pixels or other outputs, average it yourself and pass `scores`.
     scores : Tensor or ndarray of shape (N,), optional
-        Uncertainties of your own in place of the variance, higher = more uncertain.
+        Uncertainties of your own in place of that variance, higher = more uncertain.
     keep_factor : float, default 2
         How many candidates a pick, at least 1. The paper keeps 16 for 8.
     log_input : bool, default False
@@ -464,9 +469,11 @@ def suggestive_annotation(
     pool = check_features(features)
     batch_size = check_batch_size(batch_size, pool.count, "rows of features")
     keep = multiple(keep_factor, "keep_factor", batch_size, pool.count)
-    draws = check_draws(mc_probs, "mc_probs", log_input, device=None if scores is not None else device)
-    check_as_many(draws.count, "mc_probs", pool.count, "features")
-    if scores is None:
+    if (mc_probs is None) == (scores is None):
+        raise ValueError(f"either mc_probs or scores must be given, got {'none' if scores is None else 'both'}")
+    if mc_probs is not None:
+        draws = check_draws(mc_probs, "mc_probs", log_input, device=device)
+        check_as_many(draws.count, "mc_probs", pool.count, "features")
         warn_one(int(draws.shape[1]), "mc_probs holds one draw")
         uncertain = _variances(draws)
     else:
@@ -684,7 +691,7 @@ def diverse_minibatch(
     keep = multiple(beta, "beta", batch_size, pool.count)
     check_one_of(assignment, "assignment", ("linear_sum", "nearest"))
     check_clusterer(clusterer)
-    if weighted:
+    if check_flag(weighted, "weighted"):
         _weights(values)
     pool.check_finite()
     seed = seed_of(generator)
@@ -707,12 +714,11 @@ def _one_a_cluster(
     clusterer: str,
 ) -> torch.Tensor:
     """Distinct rows next to the centres of `count` clusters, or as many as there are distinct rows."""
-    count = min(count, len(rows.unique(dim=0)))
     if weights is not None:
         most = float(weights.max())
         weights = weights / most if most > 0 else None
     centers, _ = kmeans(rows, count, seed, weights=weights, clusterer=clusterer)
-    centers = centers.to(rows.dtype)
+    count = len(centers)
     near = knn(centers, rows, min(_NEAREST_AT_ONCE, len(rows))).indices
     if len(near[:, 0].unique()) == count:
         return near[:, 0]
@@ -741,7 +747,7 @@ def _filled(found: torch.Tensor, candidates: torch.Tensor, count: int) -> torch.
 
 @strategy(
     formula=r"\#\{k : \hat y_{kn} \ne \hat y_n\} > K / 2 \text{ filters}, \to b \text{ clusters by } k\text{-means}",
-    cost="N K C + iterations min_factor b^2 D",
+    cost="N K C + iterations b D a candidate",
     kernels=("kmeans_plusplus", "knn"),
     either=("mc_probs", "votes"),
     use="A linear head on frozen features of a foundation model: dropout of the features makes the draws.",
@@ -798,7 +804,9 @@ def dropquery(
 
     Notes
     -----
-    Centre after centre gets the nearest row that is left. Fewer distinct rows than `batch_size` among the candidates:
+    Where few rows' labels change, the threshold falls until all rows are candidates, and k-means is one of the whole
+    pool: memory is then two copies of the features. Centre after centre gets the nearest row that is left. Fewer
+    distinct rows than `batch_size` among the candidates:
     those that most passes disagree on fill up, ties to the lowest index.
 
     References
@@ -1200,8 +1208,9 @@ def alfa_mix(
     -----
     The mix is a step of length ``e |anchor - z|`` against the predicted class, along ``g`` but for coordinates in which
     row and anchor are equal. Along a line the predicted class does not come back, so that one pass gives each row the
-    smallest cap that turns it, and with it the candidates of every cap. Tiles of rows, class by class: nothing of size
-    N × C × D is held. Where `probs` and the last layer differ on the class, the row is turned by any cap.
+    smallest cap that turns it, and with it the candidates of every cap. Where `probs` and the last layer differ on the
+    class, the row is turned by any cap. Tiles of rows, class by class: nothing of size N × C × D is held; memory beyond
+    the arrays: two copies of the candidates' features for k-means.
 
     References
     ----------
@@ -1226,13 +1235,15 @@ def alfa_mix(
     draws = torch.Generator().manual_seed(seed_of(generator))
     if batch_size == 0:
         return _nothing(pool)
-    level = 1
+    # the first level of more than a batch is near the one that its last row has
+    reached = min(1.0, float(critical.sort().values[min(batch_size, pool.count - 1)]))
+    level = max(1, math.floor(reached / cap) - 1)
     while int((critical < level * cap).sum()) <= batch_size and level * cap < 1:
         level += 1
     candidates = (critical < level * cap).nonzero().flatten()
     picks = candidates
     if len(candidates) > batch_size:
-        rows = unit_rows(_host_rows(pool, candidates))
+        rows = scaled_to_one(Pool(RowsOf(features, candidates), "features")).cpu()  # type: ignore[arg-type]
         seed = int(torch.randint(2**31, (), generator=draws))
         picks = candidates[_medoids(rows, batch_size, seed, clusterer)]
     scores = 0.0 - critical
@@ -1308,9 +1319,9 @@ def _critical_caps(
 
 def _medoids(rows: torch.Tensor, count: int, seed: int, clusterer: str) -> torch.Tensor:
     """Of each of `count` clusters the row nearest to its centre; fewer where there are fewer distinct rows."""
-    count = min(count, len(rows.unique(dim=0)))
     centers, cluster = kmeans(rows, count, seed, clusterer=clusterer)
-    apart = (rows - centers.to(rows.dtype)[cluster]).square_().sum(1)
+    both = zip(rows.split(4096), cluster.split(4096), strict=True)
+    apart = torch.cat([(some - centers[of]).square_().sum(1) for some, of in both])
     order = apart.sort(stable=True).indices
     order = order[cluster[order].sort(stable=True).indices]
     first = torch.ones(len(order), dtype=torch.bool)

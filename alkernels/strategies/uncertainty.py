@@ -9,6 +9,7 @@ import torch
 from alkernels._inputs import Array
 from alkernels._probabilities import Probabilities
 from alkernels.ops.prediction_scores import prediction_scores
+from alkernels.strategies._arguments import check_flag
 from alkernels.strategies._catalogue import strategy
 
 
@@ -129,5 +130,6 @@ def entropy(
     .. [1] C. E. Shannon. A mathematical theory of communication. Bell System Technical Journal, 1948.
     .. [2] B. Settles. Active learning literature survey. University of Wisconsin, 2010.
     """
+    check_flag(normalize, "normalize")
     scores = _scored(probs, "entropy", log_input, device)
     return scores / math.log(probs.shape[1]) if normalize and probs.shape[1] > 1 else scores

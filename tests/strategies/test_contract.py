@@ -50,7 +50,9 @@ def arrays(seed=0, n=N, dtype=torch.float64):
         "probs": predicted(features),
         "mc_probs": drawn(features),
         "features": features.to(dtype),
-        "history": torch.randint(0, 2, (n, T), generator=g),
+        "correct": torch.randint(0, 2, (n, T), generator=g),
+        "predictions": torch.randint(0, C, (n, T), generator=g),
+        "votes": torch.randint(0, C, (n, K), generator=g),
         "labeled_features": known.to(dtype),
         "labeled_probs": predicted(known),
         "labels": torch.arange(L) % C,
@@ -357,7 +359,8 @@ def test_score_functions_give_a_score_a_row(name):
     entry = alk.strategies.info(name)
     more = {"generator": 3} if entry.random else {}
     more |= {"pool": given["probs"]} if "pool" in entry.parameters else {}
-    taken = {k: v for k, v in given.items() if k in entry.arrays}
+    others = {k for group in entry.needs for k in group[1:]}
+    taken = {k: v for k, v in given.items() if k in entry.arrays and k not in others}
     scores = entry.function(**taken, **more)
     assert scores.shape == (N,) and scores.dtype == torch.float64
     picked = run(name, 7, given)

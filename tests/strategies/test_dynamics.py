@@ -60,7 +60,7 @@ class TestForgetting:
     def test_bad_input(self):
         with pytest.raises(ValueError, match="never must be 'inf' or 'T', got 'always'"):
             dynamics.forgetting(rows(["01"]), never="always")
-        with pytest.raises(ValueError, match="history must hold 0 and 1, got 2 in row 1"):
+        with pytest.raises(ValueError, match="correct must hold 0 and 1, got 2 in row 1"):
             dynamics.forgetting(torch.tensor([[0, 1], [2, 0]]))
         with pytest.raises(ValueError, match="at least one column"):
             dynamics.forgetting(torch.zeros(3, 0))
@@ -100,9 +100,9 @@ class TestDispersion:
     def test_bad_input(self):
         with pytest.raises(ValueError, match="at least one column"):
             dynamics.label_dispersion(torch.zeros(3, 0, dtype=torch.int64))
-        with pytest.raises(ValueError, match="history must not be negative, got -1 in row 1"):
+        with pytest.raises(ValueError, match="predictions must not be negative, got -1 in row 1"):
             dynamics.label_dispersion(torch.tensor([[0], [-1]]))
-        with pytest.raises(TypeError, match="history must hold class numbers"):
+        with pytest.raises(TypeError, match="predictions must hold class numbers"):
             dynamics.label_dispersion(torch.zeros(3, 2))
         tracker = alk.strategies.DispersionTracker(3, 2)
         with pytest.raises(ValueError, match="predictions must be of all 3 rows"):

@@ -466,7 +466,7 @@ def test_suggestive_annotation_is_its_definition(factor):
     picked = call("suggestive_annotation", 8, given, keep_factor=factor)
     assert picked.indices.tolist() == picks
     assert picked.scores.tolist() == pytest.approx(gains, rel=1e-10)
-    own = hybrid.suggestive_annotation(given["mc_probs"], given["features"], 8, scores=variance, keep_factor=factor)
+    own = hybrid.suggestive_annotation(given["features"], 8, scores=variance, keep_factor=factor)
     assert torch.equal(own.indices, picked.indices)
 
 
@@ -475,7 +475,7 @@ def test_the_first_annotation_counts_negative_cosines():
     features = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.1, 1.0], [0.0, -1.0], [0.2, -1.0], [0.9, -0.3], [0.8, 0.4]])
     cosines = unit(features) @ unit(features).t()
     mc_probs = torch.rand(7, 3, 2, generator=torch.Generator().manual_seed(0)).softmax(2)
-    first = hybrid.suggestive_annotation(mc_probs, features, 1, keep_factor=7).indices.tolist()
+    first = hybrid.suggestive_annotation(features, 1, mc_probs=mc_probs, keep_factor=7).indices.tolist()
     assert first == [int(cosines.sum(1).argmax())]
 
 
@@ -486,7 +486,7 @@ def test_suggestive_annotation_takes_other_scores():
     entropy = alk.select("entropy", 5, probs=given["probs"])
     assert set(picked.indices.tolist()) == set(entropy.indices.tolist())
     with pytest.warns(UserWarning, match="one draw"):
-        one = hybrid.suggestive_annotation(given["mc_probs"][:, :1], given["features"], 3, keep_factor=1)
+        one = hybrid.suggestive_annotation(given["features"], 3, mc_probs=given["mc_probs"][:, :1], keep_factor=1)
     assert set(one.indices.tolist()) == {0, 1, 2}
     with pytest.raises(ValueError, match="keep_factor must be at least 1"):
         call("suggestive_annotation", 5, arrays(), keep_factor=0.5)

@@ -82,7 +82,8 @@ class TestComposition:
 
     def test_prefilter(self, probs, features):
         best = top_scores(alk.strategies.uncertainty.entropy(probs), 40).indices.sort().values
-        picked = alk.select("k_center_greedy", 8, features=features, probs=probs, prefilter="entropy", keep=40, start=3)
+        more = {"prefilter": "entropy", "keep": 40, "start": int(best[3])}
+        picked = alk.select("k_center_greedy", 8, features=features, probs=probs, **more)
         inner = alk.select("k_center_greedy", 8, features=features[best], start=3)
         assert torch.equal(picked.indices, best[inner.indices])
         # more than there are: nothing is filtered
@@ -118,7 +119,7 @@ class TestComposition:
         with pytest.raises(TypeError, match="strategy must be a name, got function"):
             alk.select(alk.bald, 3, probs=probs)
         with pytest.raises(ValueError, match="device must be None for forgetting"):
-            alk.select("forgetting", 3, history=torch.zeros(5, 3, dtype=torch.int64), device="cuda")
+            alk.select("forgetting", 3, correct=torch.zeros(5, 3, dtype=torch.int64), device="cuda")
         with pytest.raises(ValueError, match=r"probs must be two-dimensional \[rows, columns\], got shape \(200,\)"):
             alk.select("margin", 3, probs=probs[:, 0])
         with pytest.raises(TypeError, match=r"probs must be an array \[N, C\], got list"):
@@ -127,13 +128,50 @@ class TestComposition:
             alk.select("lcmd", 0, features=features[:0])
 
 
+class TestSeeds:
+    def test_stages_draw_independently(self):
+        """Rows behind a random prefilter are as likely as each other to be drawn; so are scores at random."""
+        counts = np.zeros(8)
+        for seed in range(1600):
+            more = {"scores": torch.ones(8), "prefilter": "random", "keep": 4, "generator": seed}
+            counts[int(alk.select("power", 1, probs=torch.ones(8, 1), **more).indices)] += 1
+        assert ((counts - 200) ** 2 / 200).sum() < 24.3  # 0.999 of chi-square, 7 degrees
+
+    def test_a_seed_is_the_functions(self, probs, features):
+        for name in ("badge", "kmeans_plusplus", "random"):
+            entry = alk.strategies.info(name)
+            given = {"probs": probs, "features": features}
+            own = {k: v for k, v in given.items() if k in entry.arrays}
+            if entry.each_row:
+                direct = top_scores(entry.function(probs, generator=4), 6).indices
+            else:
+                direct = entry.function(**own, batch_size=6, generator=4).indices
+            assert torch.equal(alk.select(name, 6, **given, generator=4).indices, direct)
+
+
 class TestPools:
+    def test_start_is_a_row_of_the_whole_pool(self, features):
+        rows = [40, 41, 44, 90]
+        picked = alk.select("k_center_greedy", 2, features=features, start=44, candidates=rows)
+        assert int(picked.indices[0]) == 44
+        with pytest.raises(ValueError, match="start must be one of the candidates that are left, got 1"):
+            alk.select("k_center_greedy", 2, features=features, start=1, candidates=rows)
+
+    def test_arrays_that_stand_for_each_other(self, rng):
+        draws = torch.rand(30, 4, 3, generator=rng).softmax(-1)
+        other = torch.randint(0, 3, (30, 4), generator=rng)
+        both = alk.select("variation_ratio", 30, mc_probs=draws, votes=other)
+        assert torch.equal(both.indices, alk.select("variation_ratio", 30, mc_probs=draws).indices)
+
+    def test_a_list_of_two_is_a_pair(self, probs, features):
+        assert len(alk.select("random", 5, features=[probs, features]).indices) == 5
+
     def test_pairs(self, probs, features):
         pair = (probs, features)
         picked = alk.select("k_center_greedy", 9, features=pair, start=0)
         assert torch.equal(picked.indices, alk.k_center_greedy(pair, 9, start=0).indices)
         rows = torch.arange(3, 180, 2)
-        some = alk.select("k_center_greedy", 9, features=pair, start=0, candidates=rows)
+        some = alk.select("k_center_greedy", 9, features=pair, start=3, candidates=rows)
         expected = alk.k_center_greedy((probs[rows], features[rows]), 9, start=0)
         assert torch.equal(some.indices, rows[expected.indices])
 
@@ -142,7 +180,7 @@ class TestPools:
         np.save(tmp_path / "x.npy", x)
         mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
         for rows in (np.arange(0, 30_000, 2), np.arange(100, 29_000, 700), np.arange(5, 9000)):
-            picked = alk.select("k_center_greedy", 12, features=mapped, candidates=rows, start=1)
+            picked = alk.select("k_center_greedy", 12, features=mapped, candidates=rows, start=rows[1])
             assert np.array_equal(picked.indices, rows[alk.k_center_greedy(x[rows], 12, start=1).indices])
 
     def test_the_last_round_of_a_loop(self, probs):
