@@ -10,7 +10,8 @@ import torch
 from alkernels._inputs import Array, Pool, bytes_a_call, check_device
 
 # How far from 1 a distribution may sum. What is further off is no rounding, and is refused rather than renormalised.
-SUM_TOLERANCE = 1e-3
+# bfloat16 rounds each probability by up to 2^-8 of itself, and their sum by as much.
+_SUM_TOLERANCE, _OF_BFLOAT16 = 1e-3, 4e-3
 # So much of the probabilities is held at a time beyond the caller's own, in the widest dtype.
 _BYTES_A_TILE = 16 << 20
 
@@ -50,6 +51,8 @@ class Probabilities:
         self.count, self.shape, self.device = self.pool.count, self.pool.sources[0].shape, self.pool.device
         # float32 products where the input is no wider: float16 and bfloat16 are widened
         self.dtype = torch.promote_types(self.pool.sources[0].dtype, torch.float32)
+        rounded = not log_input and self.pool.sources[0].dtype == torch.bfloat16
+        self.tolerance = _OF_BFLOAT16 if rounded else _SUM_TOLERANCE
         self.rows_a_tile = max(1, bytes_a_call(self.device, _BYTES_A_TILE) // (8 * self.pool.widths[0]))
 
     @property
@@ -90,7 +93,7 @@ class Probabilities:
         """The same for rows `begin` and on, as they are stored."""
         values = self.values(tile)
         sums = values.sum(-1)
-        sound = (sums - 1).abs() <= SUM_TOLERANCE  # False for NaN
+        sound = (sums - 1).abs() <= self.tolerance  # False for NaN
         if bool(sound.all()) and bool(values.amin() >= 0 if values.numel() else True):
             return
         bad = (~sound) | (values < 0).any(-1)
@@ -103,10 +106,10 @@ class Probabilities:
             raise ValueError(f"{self.name} must hold {what}, got {bad_value} in {place}")
         if (row < 0).any():
             raise ValueError(f"{self.name} must hold {what}, got {row[row < 0][0].item():.6g} in {place}")
-        if self.pool.sources[0].dtype == torch.bfloat16:
-            place += "; bfloat16 rounds more than that: take the softmax in float32"
+        if self.log_input and self.pool.sources[0].dtype == torch.bfloat16:
+            place += "; bfloat16 rounds logarithms by more than that: take the log_softmax in float32"
         hint = "" if self.log_input or bool(row.sum() > 0) else "; pass log_input=True for logarithms"
         raise ValueError(
-            f"{self.name} must hold {what} that sum to 1 within {SUM_TOLERANCE:g}, got {row.sum().item():.6g} in "
+            f"{self.name} must hold {what} that sum to 1 within {self.tolerance:g}, got {row.sum().item():.6g} in "
             f"{place}{hint}"
         )

@@ -265,6 +265,23 @@ def test_more_than_picks_is_written_too(folder: Path, predictions: dict[str, np.
     assert report["threshold"] == expected.threshold and report["options"] == {"delta": 0.9}
 
 
+def test_what_a_format_does_not_hold_is_said(folder: Path, predictions: dict[str, np.ndarray], capsys) -> None:
+    assert cli.main(["select", "ceal", "-b", "5", "--out", "out.csv", "--probs", "probs.npy"]) == 0
+    said = "out.csv holds the indices alone; an .npz file also takes pseudo_indices and pseudo_labels"
+    assert capsys.readouterr().err == f"alkernels: warning: {said}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("yes", True), ("On", True), ("no", False), ("off", False), ("FALSE", False)]
+)
+def test_flags_in_words(folder: Path, predictions: dict[str, np.ndarray], text: str, value: bool) -> None:
+    options = ["--probs", "probs.npy", "-o", f"normalize={text}"]
+    assert cli.main(["select", "entropy", "-b", "5", "--out", "out.npz", *options]) == 0
+    with np.load("out.npz") as archive:
+        expected = alk.select("entropy", 5, probs=predictions["probs"], normalize=value)
+        assert archive["scores"].tolist() == expected.scores.tolist()
+
+
 def test_a_batch_larger_than_the_pool_warns(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert sorted(picks(b=ROWS + 1)) == list(range(ROWS))
     captured = capsys.readouterr()
@@ -282,6 +299,8 @@ def test_a_batch_larger_than_the_pool_warns(folder: Path, capsys: pytest.Capture
             "--option normalise is not an option of entropy; did you mean 'normalize'?",
         ),
         ("entropy", ["-o", "normalize"], "--option must be KEY=VALUE, got normalize"),
+        ("entropy", ["-o", "progress=true"], "--option must be an option of the strategy, got progress"),
+        ("entropy", ["-o", "normalize=maybe"], "--option normalize must be True or False, got str 'maybe'"),
         ("entropy", ["-o", "a=1", "-o", "a=2"], "--option must give each key once, got a again"),
         ("power", ["--of", "badge"], "--of must be a strategy that scores each row, got 'badge', which picks a batch"),
         ("power", [], "power needs of=, the strategy whose scores it takes, or --scores [N]"),

@@ -279,10 +279,15 @@ def test_what_a_float16_model_says_is_taken(log_input, rng):
     assert_divergences(alk.pairwise_kl(p, p[:50], log_input=log_input), p, p[:50], log_input)
 
 
-def test_a_bfloat16_softmax_is_refused_with_a_hint(rng):
-    p = (3 * torch.randn(300, 10, generator=rng)).softmax(1).bfloat16()
-    with pytest.raises(ValueError, match=r"p must hold probabilities that sum to 1 .*bfloat16 rounds more than that"):
-        alk.pairwise_kl(p, p)
+def test_a_bfloat16_softmax_is_taken_and_its_logarithms_are_refused_with_a_hint(rng):
+    logits = 3 * torch.randn(300, 10, generator=rng)
+    p = logits.softmax(1).bfloat16()
+    assert ((p.float().sum(1) - 1).abs() > 1e-3).any()
+    assert_divergences(alk.pairwise_kl(p, p[:50]), p, p[:50])
+    with pytest.raises(ValueError, match=r"p must hold logarithms .*bfloat16 rounds logarithms by more"):
+        alk.pairwise_kl(logits.log_softmax(1).bfloat16(), p.float().log(), log_input=True)
+    with pytest.raises(ValueError, match=r"p must hold probabilities that sum to 1 within 0.004"):
+        alk.pairwise_kl((p.float() * 1.01).bfloat16(), p)
 
 
 @pytest.mark.parametrize(("left", "right"), list(itertools.product(DTYPES, DTYPES)))

@@ -210,14 +210,13 @@ def test_no_rows(rng):
             assert found.shape == (0,) and found.dtype == torch.float64
 
 
-@pytest.mark.parametrize("score", ["least_confident", "mean_entropy", "bald", "max_disagreement", "vote_entropy"])
 @pytest.mark.parametrize("c", [3, 8, 50])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ([0.25, 0.25, 0.5078125], r"must hold probabilities that sum to 1 within 0.001, got 1.00781"),
-        ([0.0, 0.0, 0.0], r"must hold probabilities that sum to 1 within 0.001, got 0 in"),
+        ([0.25, 0.25, 0.5078125], r"must hold probabilities that sum to 1 within 0.00[14], got 1.00781"),
+        ([0.0, 0.0, 0.0], r"must hold probabilities that sum to 1 within 0.00[14], got 0 in"),
         ([-0.25, 0.5, 0.75], r"must hold probabilities, got -0.25"),
         ([0.25, math.nan, 0.5], r"must hold probabilities, got nan"),
         ([0.25, math.inf, 0.5], r"must hold probabilities, got inf"),
@@ -225,13 +224,14 @@ def test_no_rows(rng):
         ([-7.0, -8.0, -9.0], r"must hold probabilities, got -7"),
     ],
 )
-def test_what_is_no_distribution_is_refused(values, message, dtype, c, score, rng):
+def test_what_is_no_distribution_is_refused(values, message, dtype, c, rng):
     probs = dyadic(rng, 30, 5, c, parts=8).to(dtype)
     probs[17, 3] = torch.tensor(values + [0.0] * (c - 3))
-    with pytest.raises(ValueError, match=f"^probs {message}.* row 17, draw 3"):
-        scores(probs, score)
-    with pytest.raises(ValueError, match=f"^probs {message}.* row 17($|;)"):
-        scores(probs[:, 3], score)
+    for score in ("least_confident", "mean_entropy", "bald", "max_disagreement", "vote_entropy"):
+        with pytest.raises(ValueError, match=f"^probs {message}.* row 17, draw 3"):
+            scores(probs, score)
+        with pytest.raises(ValueError, match=f"^probs {message}.* row 17($|;)"):
+            scores(probs[:, 3], score)
 
 
 @pytest.mark.parametrize("c", [3, 40])

@@ -7,7 +7,7 @@ import math
 import torch
 
 import alkernels._load  # noqa: F401
-from alkernels._probabilities import SUM_TOLERANCE, Probabilities
+from alkernels._probabilities import Probabilities
 
 # What the kernels call them (csrc/common/predictions.h). Of each row's K draws P_k and their mean P:
 SCORES = {
@@ -43,7 +43,7 @@ def prediction_scores(probs: Probabilities, score: str) -> torch.Tensor:
             draws.to(probs.dtype).contiguous(), SCORES[score], probs.log_input
         )
         off, below = worst.tolist()
-        if not (off <= SUM_TOLERANCE and below == 0):
+        if not (off <= probs.tolerance and below == 0):
             probs.check_tile(begin, tile)
     if classes == 1:  # nothing to be unsure of, however the sums are rounded
         return whole.zero_()

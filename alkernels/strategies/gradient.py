@@ -31,7 +31,8 @@ FIRST = ("max_norm", "uniform")
 _NUMBERS = 1 << 24
 # BAIT's matrices are so wide at most: 128 MB each.
 _WIDEST = 4096
-_TOO_SMALL = "regularization must be larger beside features of this magnitude, or these be scaled down"
+# Share of the largest squared length: below it float64 loses what the regularisation adds.
+_LEAST_SHARE = 1e-12
 
 
 def _model_of(
@@ -339,7 +340,8 @@ def bait(
     Raises
     ------
     ValueError
-        A last layer that is too wide, an argument out of range, distributions that do not sum to 1 within 1e-3, NaN.
+        A last layer that is too wide, an argument out of range (`regularization` below 1e-12 of the largest squared
+        length of features), distributions that do not sum to 1 within 1e-3, NaN.
 
     Notes
     -----
@@ -359,6 +361,11 @@ def bait(
     regularization = check_above_zero(regularization, "regularization")
     if (labeled_probs is None) != (labeled_features is None):
         raise ValueError("labeled_probs and labeled_features must be given together, got one of them")
+    least = _LEAST_SHARE * d * largest_magnitude(inputs) ** 2
+    if regularization < least:
+        raise ValueError(
+            f"regularization must be at least {least:.3g} beside features of this magnitude, got {regularization:.3g}"
+        )
     theirs, known = None, 0
     if labeled_probs is not None and labeled_features is not None and len(labeled_probs):
         both = _model_of(labeled_probs, labeled_features, False, None, ("labeled_probs", "labeled_features"))
@@ -374,10 +381,7 @@ def bait(
         fisher = (fisher * rows.count + theirs * known) / (rows.count + known)
         start += theirs * (known / (known + batch_size))
     scale = math.sqrt(batch_size / (known + batch_size)) if batch_size else 1.0
-    try:
-        picks, drops = _greedy_and_pruned(rows, inputs, fisher, start, scale, batch_size, progress)
-    except torch.linalg.LinAlgError as error:
-        raise ValueError(f"{_TOO_SMALL}, got {regularization!r}: {error}") from error
+    picks, drops = _greedy_and_pruned(rows, inputs, fisher, start, scale, batch_size, progress)
     out = rows.pool.out
     return Selection(
         out(torch.tensor(picks, dtype=torch.int64, device=rows.device)),
@@ -429,8 +433,6 @@ def _greedy_and_pruned(
 def _largest(values: torch.Tensor) -> torch.Tensor:
     """The rows of the largest value, ascending; what rounding sets apart is the same."""
     best = float(values.max())
-    if not math.isfinite(best):
-        raise ValueError(f"{_TOO_SMALL}: a trace came to {best}")
     return (values >= best - 1e-9 * abs(best)).nonzero().flatten()
 
 
@@ -444,7 +446,7 @@ def _sides(rows: Probabilities, inputs: Pool, size: int) -> Any:
 def _fisher(rows: Probabilities, inputs: Pool) -> torch.Tensor:
     """Mean Fisher matrix [C D, C D]: of each row ``(diag(p) - p pᵀ) ⊗ h hᵀ``."""
     rows.check()
-    largest_magnitude(inputs)
+    inputs.check_finite()
     c, d = rows.shape[1], inputs.widths[0]
     total = torch.zeros(c * d, c * d, dtype=torch.float64, device=rows.device)
     for p, h in _sides(rows, inputs, _NUMBERS // (4 * c * d)):

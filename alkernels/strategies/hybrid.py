@@ -388,7 +388,8 @@ def cal(
             near = knn(unit_rows(rows) if scaled else rows, points, k, metric=metric).indices
             if scaled:
                 near[~rows.any(1)] = of_zeros
-            said = stored.double()
+            # bfloat16 as it is: its sums are let be off by its own rounding
+            said = stored if stored.dtype == torch.bfloat16 else stored.double()
             apart = pairwise_kl(given.whole, said, neighbors=near.to(said.device), gather="p", log_input=log_input)
             scores[begin:end] = torch.as_tensor(apart).mean(1)
             for source in (*pool.sources, *likely.pool.sources):

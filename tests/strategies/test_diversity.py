@@ -725,3 +725,24 @@ def test_the_catalogue_knows_them():
         entry = alk.strategies.info(name)
         assert entry.family == "diversity" and entry.citation and entry.formula
         assert entry.summary.endswith(".") and "\n" not in entry.summary
+
+
+# ---- k-means ----
+
+
+@pytest.mark.parametrize("clusterer", ["sklearn", "faiss"])
+@pytest.mark.parametrize("mini_batch", [False, True])
+@pytest.mark.parametrize(("scale", "offset"), [(2.0**60, 0.0), (2.0**-100, 0.0), (1.0, 4096.0)])
+def test_clusters_do_not_depend_on_scale_and_place(digits, clusterer, mini_batch, scale, offset):
+    """Digits are small integers: these scales and places are exact in float32."""
+    rows = torch.from_numpy(digits[:600])
+    expected = kmeans(rows, 15, 0, clusterer=clusterer, mini_batch=mini_batch)
+    centers, labels = kmeans(rows * scale + offset, 15, 0, clusterer=clusterer, mini_batch=mini_batch)
+    assert torch.equal(labels, expected[1])
+    torch.testing.assert_close((centers - offset) / scale, expected[0], rtol=1e-4, atol=1e-3)
+
+
+def test_no_more_clusters_than_distinct_rows():
+    rows = points(5, 3).repeat(8, 1)
+    centers, labels = kmeans(rows, 12, 0)
+    assert len(centers) == 5 and torch.equal(labels, labels[:5].repeat(8))

@@ -73,6 +73,8 @@ class TestForgetting:
             tracker.update([0], [0], labels=[0, 1])
         with pytest.raises(ValueError, match="predictions must not be NaN"):
             tracker.update([0], [[0.0, float("nan")]], labels=[0])
+        with pytest.raises(ValueError, match="predictions must be classes"):
+            tracker.update([0, 1], [[0.3], [0.7]], labels=[0, 1])
         with pytest.raises(ValueError, match="count must be at least 1"):
             alk.strategies.ForgettingTracker(0)
 

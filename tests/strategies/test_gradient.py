@@ -158,6 +158,29 @@ class TestBadge:
         assert int(out) <= 70e6
 
 
+@pytest.mark.parametrize("call", ["egl(p, h)", "badge(p, h, 5, generator=0)"])
+def test_memory_with_few_classes_and_wide_rows(call):
+    """Tiles are as long as both the classes and the features let them be."""
+    out = run_python(
+        MEASURE
+        + "g = torch.Generator().manual_seed(0)\n"
+        + "p, h = torch.rand(60000, 2, generator=g).softmax(1), torch.randn(60000, 512, generator=g)\n"
+        + "from alkernels.strategies.gradient import badge, egl\n"
+        + "f = lambda p, h: "
+        + call
+        + "\nf(p[:100], h[:100])\n"
+        + "print(extra(lambda: f(p, h)))"
+    )
+    assert int(out) <= 90e6  # the features take 123 MB
+
+
+def test_magnitudes_whose_squares_overflow():
+    probs, h = model(6, 2, 3)
+    for call in (gradient.egl, lambda p, x: gradient.badge(p, x, 2), lambda p, x: gradient.bait(p, x, 2)):
+        with pytest.raises(ValueError, match="features must have squares that float64 can hold, got a magnitude of"):
+            call(probs, h * 1e200)
+
+
 def dense_bait(probs, h, b, labeled=None, lam=1.0):
     """BAIT from its definition, with all matrices built."""
     n, c = probs.shape
@@ -196,6 +219,24 @@ class TestBait:
         assert picks.indices.tolist() == expected
         assert (picks.scores > 0).all()
 
+    def test_copies_go_by_index(self):
+        """Gains of copies differ by rounding: the first copy comes first, and none without it."""
+        for seed in range(10):
+            probs, h = model(37, 3, 4, seed=seed)
+            picks = gradient.bait(probs.repeat(3, 1), h.repeat(3, 1), 10).indices.tolist()
+            for i, pick in enumerate(picks):
+                assert all(first in picks[:i] for first in range(pick % 37, pick, 37)), picks
+
+    def test_what_float64_cannot_invert(self):
+        probs, h = model(25, 3, 4, seed=5)
+        for scale, regularization in ((1e8, 1.0), (1.0, 1e-300), (1e20, 1.0)):
+            with pytest.raises(
+                ValueError, match=r"regularization must be at least .* beside features of this magnitude"
+            ):
+                gradient.bait(probs, h * scale, 5, regularization=regularization)
+        expected = gradient.bait(probs, h, 5, regularization=1e-9).indices
+        assert torch.equal(gradient.bait(probs, h * 1e4, 5, regularization=0.1).indices, expected)
+
     def test_all_rows_and_none(self):
         probs, h = model(6, 2, 3)
         assert sorted(gradient.bait(probs, h, 6).indices.tolist()) == list(range(6))
@@ -207,6 +248,8 @@ class TestBait:
             gradient.bait(probs, torch.zeros(6, 3000), 2)
         with pytest.raises(ValueError, match="labeled_probs and labeled_features must be given together"):
             gradient.bait(probs, h, 2, labeled_probs=probs)
+        with pytest.raises(TypeError, match="regularization must be a number, got str '1'"):
+            gradient.bait(probs, h, 2, regularization="1")
         with pytest.raises(ValueError, match="regularization must be above 0 and finite, got 0"):
             gradient.bait(probs, h, 2, regularization=0)
         with pytest.raises(ValueError, match="must be 2 and 3 wide, got 2 and 4"):

@@ -112,6 +112,24 @@ class TestIdentities:
             assert torch.allclose(direct.scores, alk.select(name, 50, probs=p[:, 0].log(), log_input=True).scores), name
 
 
+class TestEnds:
+    def test_distributions_that_sum_to_a_little_more_than_one(self):
+        probs = torch.tensor([[1.0005, 0.0, 0.0], [0.5, 0.3, 0.2]], dtype=torch.float64)
+        for name in alk.strategies.names("uncertainty"):
+            assert float(getattr(uncertainty, name)(probs)[0]) == 0.0
+            assert alk.select("power", 2, of=name, probs=probs, generator=0).indices.tolist() == [1, 0]
+
+    @pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.uint32, torch.int16, torch.int64])
+    def test_votes_of_any_integers(self, dtype):
+        votes = torch.randint(0, 200, (40, 7), generator=torch.Generator().manual_seed(0))
+        expected = committee.vote_entropy(votes=votes)
+        assert torch.equal(committee.vote_entropy(votes=votes.to(dtype)), expected)
+
+    def test_votes_of_large_class_numbers(self):
+        votes = torch.tensor([[2**40, 1, 1], [2**62, 2**62, 2**62]])
+        assert committee.variation_ratio(votes=votes).tolist() == pytest.approx([1 / 3, 0.0])
+
+
 class TestOthers:
     """Packages that are right about these (scikit-activeml to within its clipping at 1e-7)."""
 
