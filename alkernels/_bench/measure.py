@@ -72,8 +72,8 @@ def moved(data: Any, device: str) -> Any:
 
 
 def label(pool: str, data: Any) -> str:
-    """The pool's name with the sizes of its data."""
-    shapes = [" x ".join(map(str, v.shape)) for v in data if isinstance(v, torch.Tensor)]
+    """The pool's name with the sizes of its data, of the first two arrays."""
+    shapes = [" x ".join(map(str, v.shape)) for v in data if isinstance(v, torch.Tensor)][:2]
     numbers = [f", {n} = {v}" for n, v in data._asdict().items() if isinstance(v, int)]
     return f"{pool} {' and '.join(shapes)}{''.join(numbers)}"
 
