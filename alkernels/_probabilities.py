@@ -106,8 +106,10 @@ class Probabilities:
             raise ValueError(f"{self.name} must hold {what}, got {bad_value} in {place}")
         if (row < 0).any():
             raise ValueError(f"{self.name} must hold {what}, got {row[row < 0][0].item():.6g} in {place}")
-        if self.log_input and self.pool.sources[0].dtype == torch.bfloat16:
-            place += "; bfloat16 rounds logarithms by more than that: take the log_softmax in float32"
+        dtype = self.pool.sources[0].dtype
+        if dtype == torch.float16 or (dtype == torch.bfloat16 and self.log_input):
+            which = "log_softmax" if self.log_input else "softmax"
+            place += f"; {str(dtype).removeprefix('torch.')} may round by more than that: take the {which} in float32"
         hint = "" if self.log_input or bool(row.sum() > 0) else "; pass log_input=True for logarithms"
         raise ValueError(
             f"{self.name} must hold {what} that sum to 1 within {self.tolerance:g}, got {row.sum().item():.6g} in "

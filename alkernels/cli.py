@@ -318,9 +318,10 @@ def _value(text: str) -> Any:
         return words[text.lower()]
     for number in (int, float):
         try:
-            return number(text)
+            value = number(text)
         except ValueError:
-            pass
+            continue
+        return value if math.isfinite(value) else text  # no option is infinite, one is called inf
     return text
 
 

@@ -282,6 +282,13 @@ def test_flags_in_words(folder: Path, predictions: dict[str, np.ndarray], text: 
         assert archive["scores"].tolist() == expected.scores.tolist()
 
 
+def test_a_word_that_is_a_number_elsewhere(folder: Path) -> None:
+    np.save("correct.npy", np.array([[0, 1], [0, 0]]))
+    options = ["--correct", "correct.npy", "-o", "never=inf"]
+    assert cli.main(["select", "forgetting", "-b", "2", "--out", "out.npy", *options]) == 0
+    assert np.load("out.npy").tolist() == [1, 0]
+
+
 def test_a_batch_larger_than_the_pool_warns(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert sorted(picks(b=ROWS + 1)) == list(range(ROWS))
     captured = capsys.readouterr()

@@ -284,7 +284,7 @@ def test_a_bfloat16_softmax_is_taken_and_its_logarithms_are_refused_with_a_hint(
     p = logits.softmax(1).bfloat16()
     assert ((p.float().sum(1) - 1).abs() > 1e-3).any()
     assert_divergences(alk.pairwise_kl(p, p[:50]), p, p[:50])
-    with pytest.raises(ValueError, match=r"p must hold logarithms .*bfloat16 rounds logarithms by more"):
+    with pytest.raises(ValueError, match=r"p must hold logarithms .*bfloat16 may round by more"):
         alk.pairwise_kl(logits.log_softmax(1).bfloat16(), p.float().log(), log_input=True)
     with pytest.raises(ValueError, match=r"p must hold probabilities that sum to 1 within 0.004"):
         alk.pairwise_kl((p.float() * 1.01).bfloat16(), p)

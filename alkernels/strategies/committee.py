@@ -120,7 +120,8 @@ def vote_entropy(
     _one_of(mc_probs, votes)
     check_flag(normalize, "normalize")
     if mc_probs is None:
-        scores, most = _of_votes(votes, lambda shares: torch.special.entr(shares).sum(1)), votes.shape[1]
+        scores = _of_votes(votes, lambda shares: torch.special.entr(shares).sum(1))
+        most = check_votes(votes, "votes").shape[1]
     else:
         scores, most = _scored(mc_probs, "vote_entropy", log_input, device), min(mc_probs.shape[1:])
     return scores / math.log(most) if normalize and most > 1 else scores

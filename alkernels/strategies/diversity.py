@@ -606,7 +606,7 @@ def facility_location(
     Raises
     ------
     ValueError
-        An argument out of range, negative scores or none above zero, widths that disagree, NaN or infinity.
+        An argument out of range, negative scores, widths that disagree, NaN or infinity.
     TypeError
         An argument of the wrong type.
 
@@ -665,7 +665,7 @@ def max_herding(
     Raises
     ------
     ValueError
-        An argument out of range, negative scores or none above zero, widths that disagree, NaN or infinity.
+        An argument out of range, negative scores, widths that disagree, NaN or infinity.
     TypeError
         An argument of the wrong type.
 

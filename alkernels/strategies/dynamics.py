@@ -118,10 +118,11 @@ class _Tracker:
             raise ValueError(
                 f"indices must be {len(like)} row numbers, one a prediction, got {rows.dtype} {tuple(rows.shape)}"
             )
+        rows = rows.long()
         outside = (rows < 0) | (rows >= self.count)
         if outside.any():
             raise ValueError(f"indices must be between 0 and {self.count - 1}, got {int(rows[outside][0])}")
-        return rows.long()
+        return rows
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """The counts, to be saved with a checkpoint."""
@@ -202,7 +203,7 @@ class ForgettingTracker(_Tracker):
         """
         predicted = _predicted(predictions)
         rows = self._rows(indices, predicted)
-        known = as_tensor(labels, "labels", "a vector of classes").cpu()
+        known = as_tensor(labels, "labels", "a vector of classes").cpu().long()
         if known.shape != predicted.shape:
             raise ValueError(f"labels must be of shape {tuple(predicted.shape)}, got {tuple(known.shape)}")
         correct = predicted == known

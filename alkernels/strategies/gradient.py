@@ -31,8 +31,8 @@ FIRST = ("max_norm", "uniform")
 _NUMBERS = 1 << 24
 # BAIT's matrices are so wide at most: 128 MB each.
 _WIDEST = 4096
-# Share of the largest squared length: below it float64 loses what the regularisation adds.
-_LEAST_SHARE = 1e-12
+# Share of D times the largest squared feature: what is less keeps too few digits.
+_LEAST_SHARE = 1e-8
 
 
 def _model_of(
@@ -340,12 +340,12 @@ def bait(
     Raises
     ------
     ValueError
-        A last layer that is too wide, an argument out of range (`regularization` below 1e-12 of the largest squared
-        length of features), distributions that do not sum to 1 within 1e-3, NaN.
+        A last layer that is too wide, an argument out of range (`regularization` below 1e-8 D times the largest squared
+        feature), distributions that do not sum to 1 within 1e-3, NaN.
 
     Notes
     -----
-    In float64, in tiles; memory beyond the input: four matrices of ``(C D)²`` and 128 MB. The pool is walked for each
+    In float64, in tiles; memory beyond the input: six matrices of ``(C D)²`` and 128 MB. The pool is walked for each
     of ``2 b`` picks.
 
     References
@@ -361,12 +361,7 @@ def bait(
     regularization = check_above_zero(regularization, "regularization")
     if (labeled_probs is None) != (labeled_features is None):
         raise ValueError("labeled_probs and labeled_features must be given together, got one of them")
-    least = _LEAST_SHARE * d * largest_magnitude(inputs) ** 2
-    if regularization < least:
-        raise ValueError(
-            f"regularization must be at least {least:.3g} beside features of this magnitude, got {regularization:.3g}"
-        )
-    theirs, known = None, 0
+    theirs, known, largest = None, 0, largest_magnitude(inputs)
     if labeled_probs is not None and labeled_features is not None and len(labeled_probs):
         both = _model_of(labeled_probs, labeled_features, False, None, ("labeled_probs", "labeled_features"))
         if both[0].shape[1] != c or both[1].widths[0] != d:
@@ -374,9 +369,15 @@ def bait(
                 f"labeled_probs and labeled_features must be {c} and {d} wide, got {both[0].shape[1]} and "
                 f"{both[1].widths[0]}"
             )
+        largest = max(largest, largest_magnitude(both[1]))
         known, theirs = both[0].count, _fisher(*both)
+    least = _LEAST_SHARE * d * largest**2
+    if regularization < least:
+        raise ValueError(
+            f"regularization must be at least {least:.3g} beside features of this magnitude, got {regularization:.3g}"
+        )
     fisher = _fisher(rows, inputs)
-    start = torch.eye(c * d, dtype=torch.float64, device=rows.device) * regularization
+    start = torch.eye(len(fisher), dtype=torch.float64, device=rows.device) * regularization
     if theirs is not None:
         fisher = (fisher * rows.count + theirs * known) / (rows.count + known)
         start += theirs * (known / (known + batch_size))
@@ -393,20 +394,20 @@ def _greedy_and_pruned(
     rows: Probabilities,
     inputs: Pool,
     fisher: torch.Tensor,
-    start: torch.Tensor,
+    matrix: torch.Tensor,
     scale: float,
     batch_size: int,
     progress: bool,
 ) -> tuple[list[int], list[float]]:
     """Picks up to twice the batch, and what is left of them without those that are missed least."""
     c, d = rows.shape[1], inputs.widths[0]
-    inverse = torch.linalg.inv(start)
     picks: list[int] = []
     drops: list[float] = []
     taken = torch.zeros(rows.count, dtype=torch.bool, device=rows.device)
     wanted = min(2 * batch_size, rows.count)
     with tqdm(total=2 * wanted - batch_size, desc="BAIT", unit="step", disable=not progress) as bar:
         for _ in range(wanted):
+            inverse = _inverse(matrix)
             change = inverse @ fisher @ inverse
             gains = torch.cat(
                 [_traces(p, h, inverse, change, scale, 1.0) for p, h in _sides(rows, inputs, _NUMBERS // (c * c * d))]
@@ -415,16 +416,17 @@ def _greedy_and_pruned(
             picks.append(pick)
             drops.append(float(gains[pick]))
             taken[pick] = True
-            inverse = _updated(inverse, _embedding(rows, inputs, pick) * scale, 1.0)
+            matrix = matrix + _information(rows, inputs, pick) * scale**2
             bar.update()
         while len(picks) > batch_size:
             chosen = torch.tensor(picks, device=rows.device)
+            inverse = _inverse(matrix)
             change = inverse @ fisher @ inverse
             losses = _traces(
                 rows.gather(chosen, torch.float64), inputs.gather(chosen)[0].double(), inverse, change, scale, -1.0
             )
             worst = int(_largest(-losses)[-1])  # of equals the latest
-            inverse = _updated(inverse, _embedding(rows, inputs, picks.pop(worst)) * scale, -1.0)
+            matrix = matrix - _information(rows, inputs, picks.pop(worst)) * scale**2
             drops.pop(worst)
             bar.update()
     return picks, drops
@@ -433,6 +435,8 @@ def _greedy_and_pruned(
 def _largest(values: torch.Tensor) -> torch.Tensor:
     """The rows of the largest value, ascending; what rounding sets apart is the same."""
     best = float(values.max())
+    if math.isnan(best):
+        raise ValueError("regularization must be larger beside these features: float64 comes to NaN")
     return (values >= best - 1e-9 * abs(best)).nonzero().flatten()
 
 
@@ -444,29 +448,47 @@ def _sides(rows: Probabilities, inputs: Pool, size: int) -> Any:
 
 
 def _fisher(rows: Probabilities, inputs: Pool) -> torch.Tensor:
-    """Mean Fisher matrix [C D, C D]: of each row ``(diag(p) - p pᵀ) ⊗ h hᵀ``."""
+    """Mean Fisher matrix, in contrasts of the classes: of each row ``(diag(p) - p pᵀ) ⊗ h hᵀ``."""
     rows.check()
     inputs.check_finite()
     c, d = rows.shape[1], inputs.widths[0]
-    total = torch.zeros(c * d, c * d, dtype=torch.float64, device=rows.device)
+    contrasts = _contrasts(c, rows.device)
+    width = contrasts.shape[1] * d
+    products = torch.zeros(width, width, dtype=torch.float64, device=rows.device)
+    of_class = torch.zeros(c, d, d, dtype=torch.float64, device=rows.device)
     for p, h in _sides(rows, inputs, _NUMBERS // (4 * c * d)):
-        weighted = (p[:, :, None] * h[:, None, :]).flatten(1)
-        total -= weighted.T @ weighted
+        weighted = ((p @ contrasts)[:, :, None] * h[:, None, :]).flatten(1)
+        products += weighted.T @ weighted
         for y in range(c):
-            total[y * d : (y + 1) * d, y * d : (y + 1) * d] += h.T @ (h * p[:, y : y + 1])
-    return total / max(1, rows.count)
+            of_class[y] += h.T @ (h * p[:, y : y + 1])
+    diagonal = torch.einsum("yi,yj,yde->idje", contrasts, contrasts, of_class).reshape(width, width)
+    return (diagonal - products) / max(1, rows.count)
+
+
+def _contrasts(classes: int, device: torch.device) -> torch.Tensor:
+    """Orthonormal directions [C, C - 1] in which class probabilities can differ: their sum has no information.
+
+    Without it, the regularisation alone would stand in that direction, and its inverse would drown the others.
+    """
+    ones = torch.ones(classes, 1, dtype=torch.float64, device=device)
+    if classes == 1:
+        return ones
+    rest = torch.eye(classes, dtype=torch.float64, device=device)[:, 1:]
+    return torch.linalg.qr(torch.cat([ones, rest], 1)).Q[:, 1:].contiguous()
 
 
 def _roots(p: torch.Tensor) -> torch.Tensor:
-    """A [n, C, C] of which ``A Aᵀ = diag(p) - p pᵀ``: column y is ``√p_y (e_y - p)``."""
-    return (torch.eye(p.shape[1], dtype=p.dtype, device=p.device) - p[:, :, None]) * p[:, None, :].sqrt()
+    """A [n, C - 1, C] of which ``A Aᵀ`` is ``diag(p) - p pᵀ`` in contrasts: column y is ``√p_y (e_y - p)``."""
+    columns = (torch.eye(p.shape[1], dtype=p.dtype, device=p.device) - p[:, :, None]) * p[:, None, :].sqrt()
+    return _contrasts(p.shape[1], p.device).T @ columns
 
 
 def _traces(
     p: torch.Tensor, h: torch.Tensor, inverse: torch.Tensor, change: torch.Tensor, scale: float, sign: float
 ) -> torch.Tensor:
     """``tr(Vᵀ change V (I ± Vᵀ inverse V)⁻¹)`` of each row: what the trace drops by with it, or rises by without."""
-    c, d = p.shape[1], h.shape[1]
+    roots = _roots(p) * scale
+    c, d = roots.shape[1], h.shape[1]
 
     def between(matrix: torch.Tensor) -> torch.Tensor:
         """``Vᵀ matrix V`` [n, C, C], for V = A ⊗ h."""
@@ -474,22 +496,22 @@ def _traces(
         inside = ((h @ blocks).view(-1, c * c, d) @ h[:, :, None]).view(-1, c, c)
         return roots.transpose(1, 2) @ inside @ roots
 
-    roots = _roots(p) * scale
-    ones = torch.eye(c, dtype=p.dtype, device=p.device)
+    ones = torch.eye(p.shape[1], dtype=p.dtype, device=p.device)
     # a trace of a product: solve(S, X) has the trace of X S⁻¹
     solved = torch.linalg.solve(ones + sign * between(inverse), between(change))
     return solved.diagonal(dim1=1, dim2=2).sum(1)
 
 
-def _embedding(rows: Probabilities, inputs: Pool, row: int) -> torch.Tensor:
-    """V [C D, C] of one row."""
+def _information(rows: Probabilities, inputs: Pool, row: int) -> torch.Tensor:
+    """``V Vᵀ`` of one row."""
     index = torch.tensor([row], device=rows.device)
     roots, h = _roots(rows.gather(index, torch.float64))[0], inputs.gather(index)[0][0].double()
-    return (roots[:, None, :] * h[None, :, None]).flatten(0, 1)
+    v = (roots[:, None, :] * h[None, :, None]).flatten(0, 1)
+    return v @ v.T
 
 
-def _updated(inverse: torch.Tensor, v: torch.Tensor, sign: float) -> torch.Tensor:
-    """The inverse with ``± V Vᵀ`` added to the matrix (Woodbury)."""
-    left = inverse @ v
-    small = torch.eye(v.shape[1], dtype=v.dtype, device=v.device) + sign * (v.T @ left)
-    return inverse - sign * (left @ torch.linalg.solve(small, left.T))
+def _inverse(matrix: torch.Tensor) -> torch.Tensor:
+    try:
+        return torch.cholesky_inverse(torch.linalg.cholesky(matrix))
+    except torch.linalg.LinAlgError as error:
+        raise ValueError(f"regularization must be larger beside these features: {error}") from error

@@ -53,6 +53,8 @@ _MOST_LINKED = 20_000
 _MOST_CLUSTERS, _FEW_CLUSTERS = 500, 50
 # Edges between near rows that are held at a time.
 _EDGES_AT_ONCE = 1 << 22
+# ALFA-Mix counts in caps up to 1.
+_SMALLEST_CAP = 1e-9
 # So many nearest rows of a centre are looked up before a whole row of distances is.
 _NEAREST_AT_ONCE = 8
 
@@ -1223,7 +1225,8 @@ def alfa_mix(
     likely = Probabilities(probs, "probs", 2, log_input)
     check_as_many(likely.count, "probs", pool.count, "features")
     classes, width = int(likely.shape[1]), pool.widths[0]
-    cap = check_above_zero(cap, "cap")
+    if check_above_zero(cap, "cap") < _SMALLEST_CAP:
+        raise ValueError(f"cap must be at least {_SMALLEST_CAP:g}, got {cap!r}")
     check_clusterer(clusterer)
     weight = _head(head_weight, "head_weight", (classes, width), pool.device)
     if head_bias is None:

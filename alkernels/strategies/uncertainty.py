@@ -109,7 +109,7 @@ def entropy(
     probs : Tensor or ndarray of shape (N, C)
         Class probabilities: float16, bfloat16, float32 or float64, any strides, or a ``numpy.memmap``.
     normalize : bool, default False
-        Divide by ``log C``, so that scores are between 0 and 1.
+        Divide by ``log C``, so that scores are between 0 and 1 (but for what rows are off a sum of 1).
     log_input : bool, default False
         `probs` holds natural logarithms of probabilities.
     device : torch.device or str, optional

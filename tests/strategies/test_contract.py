@@ -172,6 +172,8 @@ def test_half_precision_is_what_it_holds(name, dtype):
     short = {k: v.to(dtype) if v.is_floating_point() else v for k, v in arrays().items()}
     picked = run(name, 7, short)
     assert len(set(picked.indices.tolist())) == 7
+    if name in CLUSTERED:
+        return
     # exact in both: features on a grid, probabilities in eighths
     given = arrays()
     for k, v in given.items():
@@ -183,8 +185,7 @@ def test_half_precision_is_what_it_holds(name, dtype):
             given[k] = (v * 8).round() / 8
     short = {k: v.to(dtype) if v.is_floating_point() else v for k, v in given.items()}
     picked, expected = run(name, 7, short), run(name, 7, given)
-    if name not in CLUSTERED:
-        assert torch.allclose(picked.scores.double(), expected.scores.double(), rtol=1e-4, atol=1e-5)
+    assert torch.allclose(picked.scores.double(), expected.scores.double(), rtol=1e-4, atol=1e-5)
 
 
 def test_any_strides(name):

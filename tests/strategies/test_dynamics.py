@@ -45,6 +45,12 @@ class TestForgetting:
         with pytest.raises(ValueError, match="scores must not be NaN, got NaN in row 0"):
             alk.strategies.top_scores(tracker.scores(), 1)
 
+    @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32])
+    def test_integers_of_any_kind(self, dtype):
+        tracker = alk.strategies.ForgettingTracker(3)
+        tracker.update(np.array([0, 2], dtype), np.array([1, 0], dtype), labels=np.array([1, 1], dtype))
+        assert tracker.learned.tolist() == [True, False, False]
+
     def test_state_goes_with_a_checkpoint(self, tmp_path):
         tracker = alk.strategies.ForgettingTracker(3)
         tracker.update([0, 1], [1, 0], labels=[1, 1])

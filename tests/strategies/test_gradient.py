@@ -234,8 +234,25 @@ class TestBait:
                 ValueError, match=r"regularization must be at least .* beside features of this magnitude"
             ):
                 gradient.bait(probs, h * scale, 5, regularization=regularization)
-        expected = gradient.bait(probs, h, 5, regularization=1e-9).indices
-        assert torch.equal(gradient.bait(probs, h * 1e4, 5, regularization=0.1).indices, expected)
+        with pytest.raises(ValueError, match=r"regularization must be at least .* beside features of this magnitude"):
+            gradient.bait(probs, h, 5, labeled_probs=probs[:3], labeled_features=h[:3] * 1e8)
+
+    @pytest.mark.parametrize("c", [2, 3, 6])
+    def test_small_regularizations_keep_their_digits(self, c):
+        """As small as it may be: the picks do not hang on the order of the pool, nor on the unit of the features."""
+        for seed in range(6):
+            probs, h = model(40, c, 4, seed=seed)
+            least = 1.1e-8 * 4 * float(h.abs().max()) ** 2
+            picks = gradient.bait(probs, h, 6, regularization=least).indices
+            order = torch.randperm(40, generator=torch.Generator().manual_seed(seed))
+            permuted = gradient.bait(probs[order], h[order], 6, regularization=least).indices
+            assert torch.equal(order[permuted], picks)
+            assert torch.equal(gradient.bait(probs, h * 1024, 6, regularization=least * 2**20).indices, picks)
+
+    def test_is_the_dense_computation_at_a_small_regularization(self):
+        for seed in range(4):
+            probs, h = model(14, 3, 2, seed=seed)
+            assert gradient.bait(probs, h, 4, regularization=1e-5).indices.tolist() == dense_bait(probs, h, 4, lam=1e-5)
 
     def test_all_rows_and_none(self):
         probs, h = model(6, 2, 3)

@@ -883,6 +883,14 @@ def test_the_caps_of_alfa_mix_are_those_of_its_mixes(dead, missing):
     assert 0 < counts[0] < counts[1] < counts[3] < 400
 
 
+def test_alfa_mix_of_small_caps_goes_straight_to_the_one_that_suffices():
+    given = arrays(200)
+    expected = call("alfa_mix", 8, given, cap=1e-3)
+    assert set(call("alfa_mix", 8, given, cap=1e-9).indices.tolist()) & set(expected.indices.tolist())
+    with pytest.raises(ValueError, match="cap must be at least 1e-09, got 1e-25"):
+        call("alfa_mix", 8, given, cap=1e-25)
+
+
 def test_alfa_mix_picks_of_the_first_cap_that_suffices():
     given = arrays(400, dtype=torch.float64)
     sizes = [int(turned(given, 0.1 * level).sum()) for level in range(1, 11)]

@@ -125,6 +125,9 @@ class TestEnds:
         expected = committee.vote_entropy(votes=votes)
         assert torch.equal(committee.vote_entropy(votes=votes.to(dtype)), expected)
 
+    def test_votes_as_lists(self):
+        assert committee.vote_entropy(votes=[[0, 1], [1, 1]], normalize=True).tolist() == [1.0, 0.0]
+
     def test_votes_of_large_class_numbers(self):
         votes = torch.tensor([[2**40, 1, 1], [2**62, 2**62, 2**62]])
         assert committee.variation_ratio(votes=votes).tolist() == pytest.approx([1 / 3, 0.0])

@@ -6,6 +6,7 @@ import torch
 
 import alkernels as alk
 from alkernels.strategies import top_scores
+from alkernels.strategies._select import _derived
 
 
 @pytest.fixture
@@ -136,6 +137,19 @@ class TestSeeds:
             more = {"scores": torch.ones(8), "prefilter": "random", "keep": 4, "generator": seed}
             counts[int(alk.select("power", 1, probs=torch.ones(8, 1), **more).indices)] += 1
         assert ((counts - 200) ** 2 / 200).sum() < 24.3  # 0.999 of chi-square, 7 degrees
+
+    def test_scores_are_drawn_apart_from_the_picks(self):
+        """Of five scores at random the softmax picks the best in 28 of 100 cases; never with one stream for both."""
+        pool, best = torch.ones(5, 1), 0
+        for seed in range(1000):
+            of = {"of": "random", "prefilter": "random", "keep": 5} if seed % 2 else {"of": "random"}
+            picked = alk.select("softmax", 1, probs=pool, generator=seed, **of)
+            drawn = alk.select("softmax", 5, probs=pool, generator=seed, beta=1e9, **of).indices
+            best += int(picked.indices[0]) == int(drawn[0])
+        assert 220 <= best <= 340
+
+    def test_each_stage_has_a_seed_of_its_own(self):
+        assert len({_derived(7, 1), _derived(7, 2), _derived(8, 1), _derived(8, 2), 7, 8}) == 6
 
     def test_a_seed_is_the_functions(self, probs, features):
         for name in ("badge", "kmeans_plusplus", "random"):
