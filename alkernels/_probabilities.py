@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
 import torch
 
-from alkernels._inputs import Array, Pool, bytes_a_call, check_device
+from alkernels._inputs import Array, Pool, bytes_a_call, check_device, check_flag
 
 # How far from 1 a distribution may sum. What is further off is no rounding, and is refused rather than renormalised.
 # bfloat16 rounds each probability by up to 2^-8 of itself, and their sum by as much.
@@ -41,8 +40,7 @@ class Probabilities:
         *,
         device: torch.device | str | None = None,
     ) -> None:
-        if not isinstance(log_input, (bool, np.bool_)):
-            raise TypeError(f"log_input must be True or False, got {type(log_input).__name__} {log_input!r}")
+        check_flag(log_input, "log_input")
         self.pool = array if isinstance(array, Pool) else Pool(array, name, dims, device=device)
         if len(self.pool.sources) > 1:
             raise TypeError(f"{name} must be one array, got a pair")

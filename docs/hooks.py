@@ -9,7 +9,7 @@ from typing import Any
 from mkdocs.structure.files import File
 
 from alkernels import strategies
-from alkernels.strategies import StrategyInfo
+from alkernels.strategies import StrategyInfo, described_needs
 from alkernels.strategies._catalogue import FAMILIES, INPUTS
 
 _FAMILIES = {
@@ -41,10 +41,9 @@ def _table() -> list[str]:
     lines = ["| strategy | needs | picks by | kernels |", "|---|---|---|---|"]
     for name in strategies.names():
         e = strategies.info(name)
-        rule = "highest scores" if e.each_row else "batch"
-        lines.append(
-            f"| [`{name}`](#{name}) | {_needs(e)} | {rule}{', drawn' if e.random else ''} | {_code(e.kernels)} |"
-        )
+        rule = ("highest scores" if e.each_row else "batch") + (", drawn" if e.random else "")
+        needs = described_needs(e, "`")
+        lines.append(f"| [`{name}`](#{name}) | {needs} | {rule} | {_code(e.kernels)} |")
     return lines
 
 
@@ -59,7 +58,7 @@ def _entries() -> list[str]:
 
 def _entry(e: StrategyInfo) -> list[str]:
     rows = {
-        "needs": _needs(e),
+        "needs": described_needs(e, "`"),
         "takes": ", ".join(f"`{n}` {INPUTS[n].shape}" for n in e.takes),
         "scores": f"of [`{e.of}`](#{e.of}) unless `of=` or `scores=` says otherwise" if e.of else "",
         "options": _code(f"{name}={value!r}" for name, value in e.options.items()),
@@ -83,11 +82,6 @@ def _entry(e: StrategyInfo) -> list[str]:
         f"Function: [`strategies.{e.family}.{e.name}`][alkernels.strategies.{e.family}.{e.name}]",
         "",
     ]
-
-
-def _needs(e: StrategyInfo) -> str:
-    parts = [" or ".join(f"`{name}` {INPUTS[name].shape}" for name in group) for group in e.needs]
-    return ", ".join(parts) or "any array of the pool"
 
 
 def _code(words: Any) -> str:

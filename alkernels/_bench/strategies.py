@@ -147,20 +147,15 @@ def _same_picks(d: Rows, ours: Any, theirs: Any) -> None:
 # ---- BatchBALD takes draws instead ----
 
 
-class MemberDraws(NamedTuple):
-    """Posterior draws [N, K, C], and how many rows to pick."""
-
-    mc_probs: torch.Tensor
-    b: int
-
-    @property
-    def probs(self) -> torch.Tensor:
-        return self.mc_probs
+def _our_batchbald(d: Draws) -> Callable[[], Any]:
+    return lambda: select(
+        "batchbald", d.b, mc_probs=d.probs, generator=0, num_samples=10_000, max_configurations=10_000
+    )
 
 
-def _their_batchbald(d: MemberDraws) -> Callable[[], Any]:
+def _their_batchbald(d: Draws) -> Callable[[], Any]:
     module = package("skactiveml.pool", "bench")
-    members = d.mc_probs.transpose(0, 1).contiguous().double().numpy()
+    members = d.probs.transpose(0, 1).contiguous().double().numpy()
 
     def query() -> Any:
         utilities = module.batch_bald(members, d.b, n_MC_samples=10_000, random_state=0)
@@ -173,8 +168,8 @@ def _pool(n: int, b: int) -> Callable[[bool], Rows]:
     return lambda quick: images(n // 4 if quick else n, b // 4 if quick else b)
 
 
-def _drawn(quick: bool) -> MemberDraws:
-    return MemberDraws(digit_draws(200 if quick else 1000, 50, FLAT), 3 if quick else 5)
+def _drawn(quick: bool) -> Draws:
+    return Draws(digit_draws(200 if quick else 1000, 50, FLAT), 3 if quick else 5)
 
 
 def _work(d: Rows) -> float:
@@ -207,16 +202,14 @@ CASES = [
     Case(
         op="batchbald",
         pools={
-            "MNIST draws, flat": lambda quick: MemberDraws(
-                digit_draws(200 if quick else 1000, 50, FLAT), 3 if quick else 5
-            )
+            "MNIST draws, flat": lambda quick: Draws(digit_draws(200 if quick else 1000, 50, FLAT), 3 if quick else 5)
         },
         sides={
-            OURS: _ours("batchbald", "mc_probs", num_samples=10_000, max_configurations=10_000, generator=0),
+            OURS: Side(_our_batchbald),
             PEER: Side(_their_batchbald, cpu_only=True),
         },
         check=_similar_information,
-        work=lambda d: 2.0 * d.mc_probs.numel() * sum(10**step for step in range(d.b)),
+        work=lambda d: 2.0 * d.probs.numel() * sum(10**step for step in range(d.b)),
     ),
     Case(
         op="typiclust",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import numbers
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from alkernels._inputs import (
     bytes_a_call,
     check_integer,
     check_labeled,
+    check_number,
     check_pool,
     check_rows,
     check_vector,
@@ -274,9 +274,7 @@ def check_kernel(kernel: Any, bandwidth: Any, name: str = "bandwidth") -> tuple[
         return KERNELS[kernel], 1.0
     if kernel == "cosine":
         raise ValueError(f"{name} must not be given for kernel 'cosine', got {bandwidth!r}")
-    if isinstance(bandwidth, bool) or not isinstance(bandwidth, numbers.Real):
-        raise TypeError(f"{name} must be a number, got {type(bandwidth).__name__} {bandwidth!r}")
-    width = float(bandwidth)
+    width = check_number(bandwidth, name, "above 0, with a square that float64 can hold")
     if not 1e-150 < width < 1e150:
         raise ValueError(f"{name} must be above 0, with a square that float64 can hold, got {bandwidth!r}")
     return KERNELS[kernel], width

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-import numbers
 from typing import Any
 
-import numpy as np
 import torch
 
-from alkernels._inputs import Array, Pool, as_tensor, bytes_a_call, check_pool
+from alkernels._inputs import Array, Pool, as_tensor, bytes_a_call, check_number, check_pool
 
 _BYTES_A_TILE = 16 << 20
 
@@ -28,20 +26,6 @@ def check_single(pool: Pool) -> Pool:
 def check_as_many(count: int, name: str, wanted: int, of: str) -> None:
     if count != wanted:
         raise ValueError(f"{name} must have as many rows as {of}, got {count} and {wanted}")
-
-
-def check_number(value: Any, name: str, wanted: str) -> float:
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__} {value!r}")
-    if not math.isfinite(value):
-        raise ValueError(f"{name} must be {wanted}, got {value!r}")
-    return float(value)
-
-
-def check_flag(value: Any, name: str) -> bool:
-    if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name} must be True or False, got {type(value).__name__} {value!r}")
-    return bool(value)
 
 
 def check_above_zero(value: Any, name: str) -> float:
@@ -64,6 +48,12 @@ def multiple(factor: Any, name: str, batch_size: int, count: int) -> int:
     if number < 1:
         raise ValueError(f"{name} must be at least 1 and finite, got {factor!r}")
     return min(count, math.ceil(number * batch_size))
+
+
+def check_either(first: Any, second: Any, names: str) -> None:
+    """Exactly one of two arrays that stand for each other."""
+    if (first is None) == (second is None):
+        raise ValueError(f"either {names} must be given, got {'none' if second is None else 'both'}")
 
 
 def check_one_of(value: Any, name: str, known: tuple[str, ...]) -> str:

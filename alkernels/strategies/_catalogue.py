@@ -240,7 +240,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"; known are {', '.join(known)}" if known else "; there are none"
 
 
-def described_needs(entry: StrategyInfo) -> str:
-    """The needed arrays with their shapes, in words."""
-    parts = [" or ".join(f"{name} {INPUTS[name].shape}" for name in group) for group in entry.needs]
+def described_needs(entry: StrategyInfo, mark: str = "") -> str:
+    """The needed arrays with their shapes, in words; names between marks."""
+    parts = [" or ".join(f"{mark}{name}{mark} {INPUTS[name].shape}" for name in group) for group in entry.needs]
     return ", ".join(parts) or "any array of the pool"

@@ -9,15 +9,16 @@ import torch
 
 from alkernels._packages import package
 from alkernels.ops.kmeans_plusplus import kmeans_plusplus
+from alkernels.strategies._arguments import check_one_of, rows_a_tile
 
 CLUSTERERS = ("sklearn", "faiss")
 _ITERATIONS = 100
-_BYTES_A_TILE = 16 << 20
+# Most clusters that a strategy makes by itself, and from where on mini-batches make them: TypiClust's numbers.
+MOST_CLUSTERS, PLAIN_CLUSTERS = 500, 50
 
 
 def check_clusterer(clusterer: str) -> None:
-    if clusterer not in CLUSTERERS:
-        raise ValueError(f"clusterer must be 'sklearn' or 'faiss', got {clusterer!r}")
+    check_one_of(clusterer, "clusterer", CLUSTERERS)
 
 
 def kmeans(
@@ -82,7 +83,7 @@ def kmeans(
 
 def _centered(rows: torch.Tensor) -> tuple[np.ndarray, np.ndarray, float]:
     """A copy around 0 and no larger than 1, as k-means squares what it is given; the middle and the unit."""
-    tiles = rows.split(max(1, _BYTES_A_TILE // (8 * rows.shape[1])))
+    tiles = rows.split(rows_a_tile(rows.device, rows.shape[1]))
     middle = sum(tile.double().sum(0) / len(rows) for tile in tiles)
     assert isinstance(middle, torch.Tensor)
     unit = max(float((tile.double() - middle).abs().max()) for tile in tiles) or 1.0

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from alkernels._inputs import Array, RowsOf, Selection, as_tensor, check_integer, check_rows, is_numpy, seed_of
+from alkernels.strategies._arguments import check_one_of
 
 TIE_BREAKS = ("index", "random")
 
@@ -54,8 +55,7 @@ def top_scores(
     rows = None if candidates is None else check_rows(candidates, "candidates", len(values), values.device, "scores")
     most, what = (len(values), "scores") if rows is None else (len(rows), "candidates")
     batch_size = check_batch_size(batch_size, most, what)
-    if tie_break not in TIE_BREAKS:
-        raise ValueError(f"tie_break must be 'index' or 'random', got {tie_break!r}")
+    check_one_of(tie_break, "tie_break", TIE_BREAKS)
     among = values if rows is None else values[rows]
     if among.isnan().any():
         first = int(among.isnan().nonzero()[0])

@@ -8,6 +8,7 @@ import torch
 
 from alkernels._inputs import DIMENSIONS, RowsOf, as_tensor, check_generator, check_integer, check_rows
 from alkernels._warnings import warn_user
+from alkernels.strategies._arguments import check_one_of
 from alkernels.strategies._catalogue import INPUTS, StrategyInfo, info, names, nearest
 from alkernels.strategies._picking import TIE_BREAKS, top, top_scores
 
@@ -126,8 +127,7 @@ def select(
     given = {name: value for name, value in locals().items() if name in INPUTS and value is not None}
     run = {"generator": generator, "device": device, "progress": progress}
     check_generator(generator)
-    if tie_break not in TIE_BREAKS:
-        raise ValueError(f"tie_break must be 'index' or 'random', got {tie_break!r}")
+    check_one_of(tie_break, "tie_break", TIE_BREAKS)
     if tie_break != "index" and not entry.each_row:
         raise ValueError(f"tie_break must be 'index' for {strategy}, which picks a batch, got {tie_break!r}")
     if (keep is None) != (prefilter is None):
@@ -157,7 +157,7 @@ def select(
             raise ValueError(f"keep must be at least batch_size, {batch_size}, got {keep}")
         most = min(keep, most)
         before = {**run, "generator": _derived(generator, 1)}
-        best = top(_as_scores(_call(first, _restricted(used, rows), options, before)), most).to(where)
+        best = top(torch.as_tensor(_call(first, _restricted(used, rows), options, before)), most).to(where)
         rows = (best if rows is None else rows[best]).sort().values
     wanted, batch_size = batch_size, min(batch_size, most)
     arrays = _restricted(used, rows)
@@ -178,12 +178,12 @@ def select(
 def _inner(entry: StrategyInfo, of: str | None, given: dict[str, Any]) -> StrategyInfo | None:
     """The strategy that gives `entry` its scores, if it takes any and none are given."""
     if of is None:
-        if entry.of is None or "scores" in given:
-            if ("scores",) in entry.needs and "scores" not in given:
-                wanted = f"of=, the strategy whose scores it takes, or scores= {_shape('scores')}"
-                raise ValueError(f"{entry.name} needs {wanted}")
+        if "scores" in given:
             return None
-        return info(entry.of)
+        if entry.of is None and ("scores",) in entry.needs:
+            wanted = f"of=, the strategy whose scores it takes, or scores= {_shape('scores')}"
+            raise ValueError(f"{entry.name} needs {wanted}")
+        return None if entry.of is None else info(entry.of)
     if "scores" not in entry.arrays:
         raise ValueError(f"of must not be given for {entry.name}, which takes no scores, got {of!r}")
     if "scores" in given:
@@ -297,10 +297,6 @@ def _position(start: Any, rows: torch.Tensor) -> int:
     if not len(found):
         raise ValueError(f"start must be one of the candidates that are left, got {start}")
     return int(found[0])
-
-
-def _as_scores(scores: Any) -> torch.Tensor:
-    return scores if isinstance(scores, torch.Tensor) else torch.from_numpy(scores)
 
 
 def _of_the_whole(picked: Any, rows: torch.Tensor) -> Any:

@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from alkernels._inputs import Array, as_tensor, bytes_a_call, is_numpy
+from alkernels._inputs import Array, as_tensor, bytes_a_call, check_flag, is_numpy
 from alkernels._probabilities import Probabilities
 from alkernels._warnings import warn_user
 from alkernels.ops.joint_entropy import check_draws
 from alkernels.ops.prediction_scores import prediction_scores
-from alkernels.strategies._arguments import check_flag
+from alkernels.strategies._arguments import check_either, check_one_of
 from alkernels.strategies._catalogue import strategy
 
 _BYTES_OF_COUNTS = 16 << 20
@@ -117,7 +117,7 @@ def vote_entropy(
     ----------
     .. [1] I. Dagan, S. P. Engelson. Committee-based sampling for training probabilistic classifiers. ICML 1995.
     """
-    _one_of(mc_probs, votes)
+    check_either(mc_probs, votes, "mc_probs or votes")
     check_flag(normalize, "normalize")
     if mc_probs is None:
         scores = _of_votes(votes, lambda shares: torch.special.entr(shares).sum(1))
@@ -125,11 +125,6 @@ def vote_entropy(
     else:
         scores, most = _scored(mc_probs, "vote_entropy", log_input, device), min(mc_probs.shape[1:])
     return scores / math.log(most) if normalize and most > 1 else scores
-
-
-def _one_of(mc_probs: Any, votes: Any) -> None:
-    if (mc_probs is None) == (votes is None):
-        raise ValueError(f"either mc_probs or votes must be given, got {'none' if votes is None else 'both'}")
 
 
 @strategy(
@@ -183,9 +178,8 @@ def variation_ratio(
     .. [2] W. H. Beluch, T. Genewein, A. Nürnberger, J. M. Köhler. The power of ensembles for active learning in image
        classification. CVPR 2018.
     """
-    if mode not in ("votes", "mean"):
-        raise ValueError(f"mode must be 'votes' or 'mean', got {mode!r}")
-    _one_of(mc_probs, votes)
+    check_one_of(mode, "mode", ("votes", "mean"))
+    check_either(mc_probs, votes, "mc_probs or votes")
     if mc_probs is None:
         if mode == "mean":
             raise ValueError("mode must be 'votes' where votes are given, got 'mean'")

@@ -19,6 +19,7 @@ from alkernels._inputs import (
     check_integer,
     check_labeled,
     check_metric,
+    check_number,
     check_pool,
     check_start,
     is_numpy,
@@ -36,13 +37,12 @@ from alkernels.strategies import _robust
 from alkernels.strategies._arguments import (
     check_above_zero,
     check_features,
-    check_number,
     check_single,
     rows_a_tile,
     scaled_to_one,
 )
 from alkernels.strategies._catalogue import strategy
-from alkernels.strategies._clustering import check_clusterer, kmeans
+from alkernels.strategies._clustering import MOST_CLUSTERS, PLAIN_CLUSTERS, check_clusterer, kmeans
 from alkernels.strategies._picking import check_batch_size, check_scores, top
 
 # The exact solver's largest pool by default.
@@ -50,7 +50,7 @@ _LARGEST_EXACT = 2000
 # Of the paper's outliers, a share of the pool.
 _OUTLIERS = 1e-4
 # TypiClust's constants, of the authors' code.
-_MOST_CLUSTERS, _PLAIN_CLUSTERS, _SMALL_CLUSTER, _NEIGHBORS, _EPSILON = 500, 50, 5, 20, 1e-5
+_SMALL_CLUSTER, _NEIGHBORS, _EPSILON = 5, 20, 1e-5
 # Farther than rows of length one (or zero) can be apart.
 _EVERYWHERE = 2.5
 
@@ -752,8 +752,8 @@ def typiclust(
         return Selection(pool.out(nothing.long()), pool.out(nothing))
     labels = 0 if known is None else known.count
     rows = _joined(_whole(pool), *([] if known is None else [_whole(known)]))
-    count = min(labels + batch_size, _MOST_CLUSTERS)
-    _, cluster = kmeans(rows, count, seed_of(generator), clusterer=clusterer, mini_batch=count > _PLAIN_CLUSTERS)
+    count = min(labels + batch_size, MOST_CLUSTERS)
+    _, cluster = kmeans(rows, count, seed_of(generator), clusterer=clusterer, mini_batch=count > PLAIN_CLUSTERS)
     sizes = cluster.bincount(minlength=count).tolist()
     taken = cluster[pool.count :].bincount(minlength=count).tolist()
     inside = cluster[: pool.count].sort(stable=True)

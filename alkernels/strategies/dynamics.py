@@ -7,16 +7,12 @@ from typing import Any
 import torch
 
 from alkernels._inputs import Array, as_tensor, check_integer, is_numpy
+from alkernels.strategies._arguments import check_one_of
 from alkernels.strategies._catalogue import strategy
 from alkernels.strategies.committee import check_votes, vote_shares
 
 NEVER = ("inf", "T")
 _NUMBERS_A_TILE = 1 << 21
-
-
-def _check_never(never: str) -> None:
-    if never not in NEVER:
-        raise ValueError(f"never must be 'inf' or 'T', got {never!r}")
 
 
 @strategy(
@@ -50,7 +46,7 @@ def forgetting(correct: Any, *, never: str = "inf") -> Array:
     .. [1] M. Toneva, A. Sordoni, R. Tachet des Combes, A. Trischler, Y. Bengio, G. J. Gordon. An empirical study of
        example forgetting during deep neural network learning. ICLR 2019.
     """
-    _check_never(never)
+    check_one_of(never, "never", NEVER)
     right = as_tensor(correct, "correct", "an array [N, T] of 0 and 1")
     if right.dim() != 2 or right.shape[1] == 0:
         raise ValueError(f"correct must be two-dimensional [N, T] with at least one column, got {tuple(right.shape)}")
@@ -226,7 +222,7 @@ class ForgettingTracker(_Tracker):
 
     def scores(self, never: str = "inf") -> torch.Tensor:
         """Forgetting events of each row, float64, as :func:`forgetting`; NaN for rows that were never presented."""
-        _check_never(never)
+        check_one_of(never, "never", NEVER)
         lost = torch.inf if never == "inf" else self.presentations.double()
         scores = torch.where(self.learned, self.events.double(), lost)
         return torch.where(self.presentations > 0, scores, torch.nan)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -13,6 +14,7 @@ from alkernels._inputs import (
     Array,
     Pool,
     Selection,
+    check_flag,
     check_integer,
     check_pool,
     check_squares,
@@ -21,8 +23,7 @@ from alkernels._inputs import (
 )
 from alkernels._probabilities import Probabilities
 from alkernels.ops import kmeans_plusplus
-from alkernels.ops.selection import result
-from alkernels.strategies._arguments import check_above_zero, check_as_many, check_flag, check_single, rows_a_tile
+from alkernels.strategies._arguments import check_above_zero, check_as_many, check_one_of, check_single, rows_a_tile
 from alkernels.strategies._catalogue import strategy
 from alkernels.strategies._picking import check_batch_size, top
 
@@ -50,7 +51,8 @@ def _model_of(
 
 def _tiles(rows: Probabilities, inputs: Pool, dtype: torch.dtype | None = None) -> Iterator[tuple[int, int, Any, Any]]:
     """Probabilities and features of the same rows, checked, a tile at a time."""
-    rows.rows_a_tile = min(rows.rows_a_tile, rows_a_tile(rows.device, inputs.widths[0]))
+    # a few float64 copies of the features' tile
+    rows.rows_a_tile = min(rows.rows_a_tile, rows_a_tile(rows.device, 4 * inputs.widths[0]))
     both = zip(rows.checked_tiles(dtype), inputs.tiles(rows.rows_a_tile), strict=True)
     for (begin, end, p), (_, _, (h,)) in both:
         check_squares(inputs, inputs.check_tile(begin, (h,)))
@@ -277,8 +279,7 @@ def badge(
        uncertain gradient lower bounds. ICLR 2020.
     """
     check_flag(bias, "bias")
-    if first not in FIRST:
-        raise ValueError(f"first must be 'max_norm' or 'uniform', got {first!r}")
+    check_one_of(first, "first", FIRST)
     rows, inputs = _model_of(probs, features, log_input, device, ("probs", "features"))
     batch_size = check_batch_size(batch_size, rows.count, "rows of probs")
     factor = torch.empty(rows.shape, dtype=rows.dtype, device=rows.device)
@@ -296,8 +297,7 @@ def badge(
     pool = Pool((factor, second), "features", device=device)
     start = int(top(norms, 1)) if first == "max_norm" else None
     run = kmeans_plusplus.select(pool, batch_size, None, start, seed_of(generator), track=False, progress=progress)
-    picked = result(run, kmeans_plusplus.to_weight, False)
-    return Selection(rows.pool.out(torch.as_tensor(picked.indices)), rows.pool.out(torch.as_tensor(picked.scores)))
+    return Selection(rows.pool.out(run.indices), rows.pool.out(run.squared))
 
 
 @strategy(
@@ -450,7 +450,6 @@ def _sides(rows: Probabilities, inputs: Pool, size: int) -> Any:
 def _fisher(rows: Probabilities, inputs: Pool) -> torch.Tensor:
     """Mean Fisher matrix, in contrasts of the classes: of each row ``(diag(p) - p pᵀ) ⊗ h hᵀ``."""
     rows.check()
-    inputs.check_finite()
     c, d = rows.shape[1], inputs.widths[0]
     contrasts = _contrasts(c, rows.device)
     width = contrasts.shape[1] * d
@@ -465,6 +464,7 @@ def _fisher(rows: Probabilities, inputs: Pool) -> torch.Tensor:
     return (diagonal - products) / max(1, rows.count)
 
 
+@functools.lru_cache(maxsize=1)
 def _contrasts(classes: int, device: torch.device) -> torch.Tensor:
     """Orthonormal directions [C, C - 1] in which class probabilities can differ: their sum has no information.
 

@@ -15,6 +15,7 @@ from alkernels._inputs import (
     RowsOf,
     Selection,
     as_tensor,
+    check_flag,
     check_integer,
     check_squares,
     is_numpy,
@@ -33,8 +34,8 @@ from alkernels.strategies._arguments import (
     check_above_zero,
     check_as_many,
     check_classes,
+    check_either,
     check_features,
-    check_flag,
     check_not_negative,
     check_one_of,
     multiple,
@@ -43,14 +44,12 @@ from alkernels.strategies._arguments import (
     unit_rows,
 )
 from alkernels.strategies._catalogue import strategy
-from alkernels.strategies._clustering import check_clusterer, kmeans
+from alkernels.strategies._clustering import MOST_CLUSTERS, PLAIN_CLUSTERS, check_clusterer, kmeans
 from alkernels.strategies._picking import check_batch_size, check_scores, top
 from alkernels.strategies.committee import check_votes, warn_one
 
 # Average linkage holds all distances, 8 bytes each: 1.6 GB for so many rows.
 _MOST_LINKED = 20_000
-# Most clusters by default, and from where on mini-batches make them: TypiClust's numbers.
-_MOST_CLUSTERS, _FEW_CLUSTERS = 500, 50
 # Edges between near rows that are held at a time.
 _EDGES_AT_ONCE = 1 << 22
 # ALFA-Mix counts in caps up to 1.
@@ -472,8 +471,7 @@ def suggestive_annotation(
     pool = check_features(features)
     batch_size = check_batch_size(batch_size, pool.count, "rows of features")
     keep = multiple(keep_factor, "keep_factor", batch_size, pool.count)
-    if (mc_probs is None) == (scores is None):
-        raise ValueError(f"either mc_probs or scores must be given, got {'none' if scores is None else 'both'}")
+    check_either(mc_probs, scores, "mc_probs or scores")
     if mc_probs is not None:
         draws = check_draws(mc_probs, "mc_probs", log_input, device=device)
         check_as_many(draws.count, "mc_probs", pool.count, "features")
@@ -817,8 +815,7 @@ def dropquery(
     .. [1] S. R. Gupte, J. Aklilu, J. J. Nirschl, S. Yeung-Levy. Revisiting active learning in the era of vision
        foundation models. TMLR 2024.
     """
-    if (mc_probs is None) == (votes is None):
-        raise ValueError(f"either mc_probs or votes must be given, got {'none' if votes is None else 'both'}")
+    check_either(mc_probs, votes, "mc_probs or votes")
     pool = check_features(features)
     batch_size = check_batch_size(batch_size, pool.count, "rows of features")
     enough = multiple(min_factor, "min_factor", batch_size, pool.count)
@@ -984,7 +981,7 @@ def _clusters(
         threshold = check_above_zero(threshold, "threshold")
     elif clustering == "components":
         raise ValueError("threshold must be given for clustering 'components', got None")
-    count = min(max(1, batch_size), _MOST_CLUSTERS) if num_clusters is None else num_clusters
+    count = min(max(1, batch_size), MOST_CLUSTERS) if num_clusters is None else num_clusters
     count = check_integer(count, "num_clusters")
     if not 1 <= count <= pool.count:
         raise ValueError(f"num_clusters must be between 1 and {pool.count} (rows of features), got {count}")
@@ -993,7 +990,7 @@ def _clusters(
     seed = int(torch.randint(2**31, (), generator=draws))
     if clustering == "kmeans":
         (rows,) = pool.tile(0, pool.count)
-        return kmeans(rows, count, seed, clusterer=clusterer, mini_batch=count > _FEW_CLUSTERS)[1].cpu()
+        return kmeans(rows, count, seed, clusterer=clusterer, mini_batch=count > PLAIN_CLUSTERS)[1].cpu()
     if pool.count > _MOST_LINKED:
         raise ValueError(
             f"clustering must be 'kmeans' or 'components' for more than {_MOST_LINKED} rows (average linkage holds all "

@@ -6,10 +6,9 @@ import math
 
 import torch
 
-from alkernels._inputs import Array
+from alkernels._inputs import Array, check_flag
 from alkernels._probabilities import Probabilities
 from alkernels.ops.prediction_scores import prediction_scores
-from alkernels.strategies._arguments import check_flag
 from alkernels.strategies._catalogue import strategy
 
 
