@@ -1,0 +1,1 @@
+"""Models that strategies need: posterior draws, learned acquisition, and what trains them."""
