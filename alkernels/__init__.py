@@ -1,9 +1,10 @@
 """Exact data-selection kernels for PyTorch: the picks of the classic greedy rules in a few passes over the pool."""
 
-from alkernels import reference, strategies
+from alkernels import models, reference, strategies
 from alkernels._inputs import CoverageSelection, CoverSelection, Neighbors, Selection, TopK
 from alkernels._load import build_info, has_cuda_kernels
 from alkernels._load import version as __version__
+from alkernels.models.collecting import collect
 from alkernels.ops.bald import bald, epig
 from alkernels.ops.batchbald import batchbald
 from alkernels.ops.greedy_coverage import greedy_coverage
@@ -24,6 +25,7 @@ __all__ = [
     "bald",
     "batchbald",
     "build_info",
+    "collect",
     "epig",
     "greedy_coverage",
     "has_cuda_kernels",
@@ -31,6 +33,7 @@ __all__ = [
     "k_center_greedy",
     "kmeans_plusplus",
     "knn",
+    "models",
     "pairwise_kl",
     "reference",
     "select",

@@ -30,6 +30,8 @@ _ARRAYS = {
     "clusters": "a clustering of your own [N]",
     "correct": "whether each of T presentations was classified right [N, T]",
     "predictions": "classes predicted at T checkpoints [N, T]",
+    "predicted_losses": "the losses that a loss prediction module expects [N]",
+    "discriminator": "the probability of being labelled that a discriminator gives [N]",
     "labeled_features": "feature vectors of the labelled rows",
     "labeled_probs": "class probabilities of the labelled rows",
     "labels": "classes of the labelled rows",

@@ -19,6 +19,7 @@ _FAMILIES = {
     "diversity": "Rows that cover the pool, whatever a model thinks of them.",
     "gradient": "What a label would do to the model.",
     "dynamics": "What the epochs of training said.",
+    "learned": "What networks beside the task's were trained to say of each row.",
     "hybrid": "A score together with a geometry, a sampling rule or a round of pseudo-labels.",
 }
 

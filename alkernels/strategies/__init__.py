@@ -1,6 +1,6 @@
 """The strategy catalogue: one documented function a strategy, in families, and what is known of each."""
 
-from alkernels.strategies import bayesian, committee, diversity, dynamics, gradient, hybrid, uncertainty
+from alkernels.strategies import bayesian, committee, diversity, dynamics, gradient, hybrid, learned, uncertainty
 from alkernels.strategies._catalogue import StrategyInfo, described_needs, info, names
 from alkernels.strategies._picking import top_scores
 from alkernels.strategies.dynamics import DispersionTracker, ForgettingTracker
@@ -17,6 +17,7 @@ __all__ = [
     "gradient",
     "hybrid",
     "info",
+    "learned",
     "names",
     "top_scores",
     "uncertainty",

@@ -38,6 +38,8 @@ INPUTS = {
     "clusters": Input("[N]", "cluster numbers"),
     "correct": Input("[N, T]", "whether each of T presentations was classified right"),
     "predictions": Input("[N, T]", "the class predicted at each of T checkpoints"),
+    "predicted_losses": Input("[N]", "the losses that a loss prediction module expects"),
+    "discriminator": Input("[N]", "the probability of being labelled that a discriminator gives"),
     "labeled_features": Input("[L, D]", "feature vectors of the labelled rows", False),
     "labeled_probs": Input("[L, C]", "class probabilities of the labelled rows", False),
     "labels": Input("[L]", "classes of the labelled rows", False),
@@ -47,7 +49,7 @@ INPUTS = {
 }
 # What `select` itself passes on.
 RUN_ARGUMENTS = ("batch_size", "pool", "generator", "device", "progress")
-FAMILIES = ("uncertainty", "committee", "bayesian", "diversity", "gradient", "dynamics", "hybrid")
+FAMILIES = ("uncertainty", "committee", "bayesian", "diversity", "gradient", "dynamics", "learned", "hybrid")
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,8 @@ def select(
     clusters: Any = None,
     correct: Any = None,
     predictions: Any = None,
+    predicted_losses: Any = None,
+    discriminator: Any = None,
     labeled_features: Any = None,
     labeled_probs: Any = None,
     labels: Any = None,
@@ -65,6 +67,10 @@ def select(
         Whether each row was classified right at each of T presentations during training.
     predictions : integer array of shape (N, T), optional
         The class predicted for each row at each of T checkpoints.
+    predicted_losses : array of shape (N,), optional
+        The losses that a loss prediction module expects.
+    discriminator : array of shape (N,), optional
+        The probability of being labelled that a discriminator gives.
     labeled_features, labeled_probs : Tensor or ndarray of shapes (L, D) and (L, C), optional
         The same of the labelled rows.
     labels : integer array of shape (L,), optional

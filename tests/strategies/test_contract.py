@@ -27,6 +27,7 @@ DETERMINISTIC = [name for name in NAMES if not alk.strategies.info(name).random]
 CLUSTERED = {"cal", "typiclust", "diverse_minibatch", "dropquery", "cluster_margin", "alfa_mix"}
 TIED = {"vote_entropy", "variation_ratio", "forgetting", "label_dispersion"}
 FLOATS = {"probs", "mc_probs", "features", "labeled_features", "labeled_probs", "target_mc_probs"}
+FLOATS |= {"predicted_losses", "discriminator"}
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*the batch holds:UserWarning")
 
@@ -54,6 +55,8 @@ def arrays(seed=0, n=N, dtype=torch.float64):
         "features": features.to(dtype),
         "correct": torch.randint(0, 2, (n, T), generator=g),
         "predictions": torch.randint(0, C, (n, T), generator=g),
+        "predicted_losses": normal(n).to(dtype),
+        "discriminator": torch.rand(n, generator=g, dtype=torch.float64).to(dtype),
         "votes": torch.randint(0, C, (n, K), generator=g),
         "labeled_features": known.to(dtype),
         "labeled_probs": predicted(known),
@@ -92,7 +95,8 @@ def test_the_registry_has_the_names_of_the_contract():
     wanted = """random least_confident margin entropy vote_entropy consensus_entropy kl_consensus max_disagreement
     variation_ratio mean_std bald batchbald k_center_greedy robust_k_center badge egl cal forgetting label_dispersion
     suggestive_annotation diverse_minibatch ceal epig typiclust probcover max_herding uherding facility_location
-    dropquery contextual_diversity cluster_margin bait alfa_mix galaxy lcmd power softmax softrank""".split()
+    dropquery contextual_diversity cluster_margin bait alfa_mix galaxy lcmd loss_prediction vaal mal power softmax
+    softrank""".split()
     assert set(wanted) <= set(NAMES)
     assert NAMES == [n for family in FAMILIES for n in alk.strategies.names(family)]
     with pytest.raises(ValueError, match=r"family must be one of uncertainty, .* got 'unknown'"):
