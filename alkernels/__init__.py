@@ -4,6 +4,7 @@ from alkernels import models, reference, strategies
 from alkernels._inputs import CoverageSelection, CoverSelection, Neighbors, Selection, TopK
 from alkernels._load import build_info, has_cuda_kernels
 from alkernels._load import version as __version__
+from alkernels.learner import ActiveLearner
 from alkernels.models.collecting import collect
 from alkernels.ops.bald import bald, epig
 from alkernels.ops.batchbald import batchbald
@@ -16,6 +17,7 @@ from alkernels.ops.pairwise_kl import pairwise_kl
 from alkernels.strategies._select import select
 
 __all__ = [
+    "ActiveLearner",
     "CoverSelection",
     "CoverageSelection",
     "Neighbors",

@@ -229,7 +229,7 @@ class _Run:
         with (
             sink,
             torch.random.fork_rng(devices=devices),
-            _evaluating(self.networks),
+            evaluating(self.networks),
             ExitStack() as stack,
             tqdm(total=count, desc="collect", unit="row", disable=not self.progress) as bar,
         ):
@@ -411,7 +411,7 @@ def _watched(modules: Iterable[nn.Module]) -> Iterator[list[_Seen]]:
 
 
 @contextmanager
-def _evaluating(networks: list[nn.Module]) -> Iterator[None]:
+def evaluating(networks: list[nn.Module]) -> Iterator[None]:
     """In evaluation mode, and each module as it was afterwards."""
     flags = [(m, m.training) for network in networks for m in network.modules()]
     try:
