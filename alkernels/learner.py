@@ -60,6 +60,8 @@ class ActiveLearner:
     arrays : callable, optional
         ``arrays(model, learner)`` gives what the strategy needs of the whole pool. Default: :func:`alkernels.collect`
         over pool and labelled rows.
+    collect_options : dict, optional
+        Options of that :func:`alkernels.collect`: ``draws``, ``layer``, ``batch_size`` and so on.
     options : dict, optional
         Options of the strategy, and whatever else :func:`alkernels.select` takes.
     generator : torch.Generator or int, optional
@@ -127,6 +129,7 @@ class ActiveLearner:
         labels: Any = None,
         evaluate: Callable[[Any], Any] | None = None,
         arrays: Callable[[Any, ActiveLearner], Mapping[str, Any]] | None = None,
+        collect_options: Mapping[str, Any] | None = None,
         options: Mapping[str, Any] | None = None,
         generator: torch.Generator | int | None = None,
         checkpoint: str | Path | None = None,
@@ -146,6 +149,7 @@ class ActiveLearner:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self.strategy, self.options = info(strategy).name, dict(options or {})
         self._make, self._fit, self._oracle, self._evaluate, self._arrays = make, fit, oracle, evaluate, arrays
+        self._collect_options = dict(collect_options or {})
         self._on_round, self._progress = on_round, check_flag(progress, "progress")
         if isinstance(labeled, range):
             labeled = list(labeled)
@@ -316,7 +320,8 @@ class ActiveLearner:
             if isinstance(labeled, tuple):
                 labeled = list(zip(*(part.split(256) for part in labeled), strict=True))
             known = {"labeled_features", "labeled_probs", "labels"} & takes
-            return collect(model, self.pool, wanted, labeled=labeled if known else None, generator=seed)
+            more = {"generator": seed, **self._collect_options}
+            return collect(model, self.pool, wanted, labeled=labeled if known else None, **more)
 
     # ---- the state on disk ----
 

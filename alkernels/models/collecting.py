@@ -19,7 +19,7 @@ from alkernels._inputs import check_integer
 from alkernels.models.dropout import MCDropout
 from alkernels.models.posterior import Posterior
 from alkernels.strategies._arguments import check_one_of
-from alkernels.strategies._catalogue import info, names, nearest
+from alkernels.strategies._catalogue import StrategyInfo, info, names, nearest
 
 ARRAYS = ("probs", "log_probs", "features", "mc_probs", "votes", "scores", "labels", "head_weight", "head_bias")
 _OF_HEAD = ("head_weight", "head_bias")
@@ -178,6 +178,12 @@ def _wanted(needs: Any, spatial: bool) -> tuple[list[str], set[str]]:
             known = [*ARRAYS, *names()]
             raise ValueError(f"needs must be arrays or strategies, got {name!r}{nearest(name, known)}")
     return list(dict.fromkeys(wanted)) or ["probs"], besides
+
+
+def not_collected(entry: StrategyInfo) -> list[str]:
+    """What a strategy needs that :func:`collect` does not give, from a pool and labelled rows."""
+    given = {*ARRAYS, *_OF_LABELED} - {"scores"}
+    return [group[0] for group in entry.needs if not given & {*group}]
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:

@@ -141,7 +141,7 @@ def select(
     inner = _inner(entry, of, given)
     first = None if prefilter is None else _scoring(prefilter, "prefilter")
     entries = [e for e in (entry, inner, first) if e is not None]
-    _check_options(entries, options)
+    check_options(entries, options)
     for e in entries:
         # what gives a strategy its scores is asked for in its place
         _check_needs(e, given, without="scores" if e is entry and inner is not None else None)
@@ -210,7 +210,7 @@ def _shape(name: str) -> str:
     return f"{INPUTS[name].shape} ({INPUTS[name].meaning})"
 
 
-def _check_options(entries: list[StrategyInfo], options: dict[str, Any]) -> None:
+def check_options(entries: list[StrategyInfo], options: dict[str, Any]) -> None:
     known = list(dict.fromkeys(option for e in entries for option in e.options))
     for option in options:
         if option not in known:

@@ -1,7 +1,0 @@
-from torch import nn
-
-from alkernels.models.posterior import Posterior
-
-
-class Ensemble(nn.Module, Posterior):
-    pass
