@@ -64,8 +64,8 @@ def own_randomness(seed: int) -> Iterator[None]:
 
 
 def mean_logits(logits: list[Tensor]) -> Tensor:
-    """Logarithms of the mean of probabilities whose logits [B, C] are given."""
-    return torch.stack([some.log_softmax(-1) for some in logits]).logsumexp(0) - math.log(len(logits))
+    """Logarithms of the mean of probabilities whose logits [B, C, ...] are given."""
+    return torch.stack([some.log_softmax(1) for some in logits]).logsumexp(0) - math.log(len(logits))
 
 
 class Ensemble(nn.Module, Posterior):
@@ -77,7 +77,7 @@ class Ensemble(nn.Module, Posterior):
     Parameters
     ----------
     members : sequence of Module
-        Distinct networks of inputs to logits [B, C]. They are kept, not copied.
+        Distinct networks of inputs to logits [B, C], or [B, C, ...] with positions. They are kept, not copied.
 
     Attributes
     ----------
@@ -132,7 +132,7 @@ class Ensemble(nn.Module, Posterior):
         return True
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Natural logarithms [B, C] of the mean of the members' probabilities.
+        """Natural logarithms of the mean of the members' probabilities, of the members' shape.
 
         They can stand where logits do: their softmax is the mean.
         """
@@ -621,8 +621,8 @@ class SplitHead(nn.Module, Posterior):
 
     @property
     def network(self) -> nn.Module:
-        """The whole network."""
-        return self
+        """The trunk with the first head."""
+        return _OneHead(self.trunk, self.heads[0])
 
     @property
     def averaged(self) -> bool:
@@ -630,7 +630,7 @@ class SplitHead(nn.Module, Posterior):
         return True
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Natural logarithms [B, C] of the mean of the heads' probabilities.
+        """Natural logarithms of the mean of the heads' probabilities, of the heads' shape.
 
         They can stand where logits do: their softmax is the mean.
         """
@@ -697,8 +697,27 @@ class SplitHead(nn.Module, Posterior):
         """Draw k is head k."""
 
         def outputs(forward: Forward) -> Iterator[Tensor]:
-            features = forward(self.trunk)
+            features: list[Tensor] = []
             for head in self.heads:
-                yield head(features)
+                yield forward(_OneHead(self.trunk, head, features))
 
         yield outputs
+
+
+class _OneHead(nn.Module):
+    """A trunk with one head, their modules named as in the whole.
+
+    What the trunk gives goes to `features`, if that is a list, and is taken from there the next time.
+    """
+
+    def __init__(self, trunk: nn.Module, head: nn.Module, features: list[Tensor] | None = None) -> None:
+        super().__init__()
+        self.trunk, self.heads, self.features = trunk, nn.ModuleList([head]), features
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        if self.features:
+            return self.heads[0](self.features[0])
+        features = self.trunk(*args, **kwargs)
+        if self.features is not None:
+            self.features.append(features)
+        return self.heads[0](features)

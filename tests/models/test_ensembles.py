@@ -74,6 +74,12 @@ class TestEnsemble:
         assert torch.allclose(out, torch.tensor([[math.log(0.7), math.log(0.3)]]), atol=1e-6)
         assert torch.allclose(out.softmax(1), torch.tensor([[0.7, 0.3]]), atol=1e-6)
 
+    def test_logits_of_positions(self):
+        ensemble = Ensemble([nn.Conv2d(1, 3, 1) for _ in range(2)])
+        x = torch.randn(2, 1, 4, 5)
+        wanted = torch.stack([member(x).softmax(1) for member in ensemble.members]).mean(0)
+        assert torch.allclose(ensemble(x).exp(), wanted, atol=1e-6)
+
     def test_moves_and_saves_as_one_module(self):
         ensemble = Ensemble([linear(), linear()]).double()
         assert [member.weight.dtype for member in ensemble.members] == [torch.float64] * 2
@@ -376,7 +382,10 @@ class TestSplitHead:
         assert torch.allclose(draws(network, x, 8), wanted, atol=1e-12)
         assert network.trunk.calls == 5
         assert torch.allclose(network(x).exp(), wanted.softmax(2).mean(1), atol=1e-12)
-        assert (network.count, network.averaged, network.network) == (3, True, network)
+        assert (network.count, network.averaged, network.networks) == (3, True, [network])
+        first = network.network  # trunk and first head, each time anew, under the names they have in the whole
+        assert torch.allclose(first(x[:9]), wanted[:9, 0]) and torch.allclose(first(x), wanted[:, 0])
+        assert {name for name, _ in first.named_modules()} <= {name for name, _ in network.named_modules()}
 
     def test_heads_have_seeds_of_their_own(self):
         torch.manual_seed(7)
