@@ -24,6 +24,11 @@ from alkernels.models.bayes import (
 )
 
 
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
 def draws(posterior, x, batch_size):
     """Logits [N, K, C] of a pool, batch by batch."""
     for network in posterior.networks:
@@ -42,8 +47,7 @@ def scattered(layer, generator):
     return layer
 
 
-def convolutional(generator=None):
-    torch.manual_seed(3)
+def convolutional():
     return nn.Sequential(
         nn.Conv2d(1, 3, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(3 * 16, 8), nn.ReLU(), nn.Linear(8, 3)
     )
@@ -112,7 +116,6 @@ class TestLayers:
     def test_activations_have_the_same_mean_and_variance(self, rng, sampling):
         layer = scattered(BayesLinear(5, 3, sampling=sampling).double(), rng)
         x = torch.randn(5, dtype=torch.float64, generator=rng)
-        torch.manual_seed(0)
         count = 4000
         with torch.no_grad():
             out = layer(x.expand(count, 5)) if sampling == "local" else torch.stack([layer(x) for _ in range(count)])
@@ -202,7 +205,6 @@ class TestDivergence:
 
     def test_estimates_converge_to_the_closed_form(self, rng):
         layer = scattered(BayesLinear(4, 3, prior=GaussianPrior(0.8)).double(), rng)
-        torch.manual_seed(0)
         with torch.no_grad():
             estimates = torch.stack([kl_divergence(layer, closed_form=False) for _ in range(4000)])
             exact = kl_divergence(layer, closed_form=True)
@@ -216,7 +218,6 @@ class TestDivergence:
         q = Normal(0.3, math.log1p(math.exp(-1)))
         w = torch.linspace(-4, 5, 20001, dtype=torch.float64)
         exact = torch.trapezoid(q.log_prob(w).exp() * (q.log_prob(w) - prior.log_prob(w)), w)
-        torch.manual_seed(0)
         with torch.no_grad():
             estimates = torch.stack([kl_divergence(layer) for _ in range(4000)])
         error = estimates.std() / math.sqrt(4000)
@@ -347,6 +348,17 @@ class TestBayesByBackprop:
         assert not torch.allclose(draws(BayesByBackprop(network, 2, generator=9), x, 9), again, atol=0.01)
         assert (posterior.count, posterior.averaged, posterior.network) == (4, False, network)
 
+    def test_collect_takes_the_means_as_the_network(self, rng):
+        network = scattered(to_bayesian(convolutional()), rng)
+        x = torch.randn(9, 1, 4, 4, generator=rng)
+        posterior = BayesByBackprop(network, 4, generator=8)
+        arrays = alk.collect(posterior, x, ["probs", "features", "head_weight", "mc_probs"], batch_size=4)
+        assert network.training and network[3].training
+        assert torch.allclose(arrays["mc_probs"], draws(posterior, x, 9).softmax(2), atol=1e-5)
+        assert torch.allclose(arrays["probs"], network(x).softmax(1), atol=1e-6)
+        assert torch.allclose(arrays["features"], network[:5](x), atol=1e-6)
+        assert torch.equal(arrays["head_weight"], network[5].weight)
+
     def test_draws_that_are_not_kept_are_the_same(self, rng, monkeypatch):
         network = scattered(to_bayesian(nn.Linear(4, 3)), rng)
         x = torch.randn(7, 4, generator=rng)
@@ -373,7 +385,6 @@ class TestBayesByBackprop:
         assert both > 0
 
     def test_code_that_reads_weights_sees_the_draw(self):
-        torch.manual_seed(0)
         # in evaluation mode this one hands its weights to one fused operation
         network = to_bayesian(nn.TransformerEncoderLayer(4, 2, 8, batch_first=True), rho=-1.0)
         logits = draws(BayesByBackprop(network, 2, generator=0), torch.randn(3, 5, 4), 3)
@@ -411,7 +422,6 @@ class TestBayesByBackprop:
         x = torch.from_numpy(digits.images).float()[:, None] / 16
         y = torch.from_numpy(digits.target)
         train, test = torch.arange(600), torch.arange(600, 1797)
-        torch.manual_seed(0)
         network = nn.Sequential(
             nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(128, 10)
         )

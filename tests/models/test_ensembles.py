@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
+import alkernels as alk
 from alkernels.models.ensembles import (
     Ensemble,
     SnapshotEnsemble,
@@ -50,6 +51,11 @@ def train(network, data, steps=5):
         optimizer.step()
 
 
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def data(rng):
     return torch.randn(30, 4, generator=rng), torch.randint(3, (30,), generator=rng)
@@ -73,6 +79,20 @@ class TestEnsemble:
         out = Ensemble(members)(torch.ones(1, 1))
         assert torch.allclose(out, torch.tensor([[math.log(0.7), math.log(0.3)]]), atol=1e-6)
         assert torch.allclose(out.softmax(1), torch.tensor([[0.7, 0.3]]), atol=1e-6)
+
+    def test_a_stochastic_ensemble_is_members_by_dropout_draws(self, data):
+        members = [nn.Sequential(nn.Linear(4, 32), nn.Tanh(), nn.Dropout(0.5), nn.Linear(32, 3)) for _ in range(2)]
+        with torch.no_grad():
+            for number, member in enumerate(members):
+                member[3].bias.copy_(9 * nn.functional.one_hot(torch.tensor(number), 3))
+        posterior = alk.models.MCDropout(Ensemble(members), draws=4, generator=0)
+        arrays = alk.collect(posterior, data[0], ["mc_probs", "probs", "votes"], batch_size=7)
+        assert posterior.count == 8 and arrays["votes"].tolist() == [[0] * 4 + [1] * 4] * 30
+        for few in arrays["mc_probs"].split(4, 1):
+            assert len(few[0].unique(dim=0)) == 4  # masks of their own
+        assert torch.allclose(arrays["probs"], arrays["mc_probs"].mean(1))
+        again = alk.collect(posterior, data[0], "mc_probs", batch_size=30)["mc_probs"]
+        assert torch.allclose(again, arrays["mc_probs"], atol=1e-6)
 
     def test_logits_of_positions(self):
         ensemble = Ensemble([nn.Conv2d(1, 3, 1) for _ in range(2)])
@@ -127,6 +147,15 @@ class TestNaiveEnsemble:
         except RuntimeError:
             assert broken
         assert torch.equal(torch.get_rng_state(), before)
+
+    def test_cuda_starts_as_if_nothing_had_been_seeded(self, monkeypatch):
+        seeds = []
+        monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+        monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
+        torch.manual_seed(7)
+        naive_ensemble(linear, nothing, None, members=2, generator=0)
+        # each member's own, and back
+        assert len(seeds) == 5 and seeds[0] == seeds[2] == seeds[4] == 7 and len({*seeds}) == 3
 
     def test_a_generator_moves_on(self):
         generator = torch.Generator().manual_seed(3)
@@ -386,6 +415,27 @@ class TestSplitHead:
         first = network.network  # trunk and first head, each time anew, under the names they have in the whole
         assert torch.allclose(first(x[:9]), wanted[:9, 0]) and torch.allclose(first(x), wanted[:, 0])
         assert {name for name, _ in first.named_modules()} <= {name for name, _ in network.named_modules()}
+
+    def test_collect_takes_the_first_head_as_the_network(self, data):
+        network = self.network().float()
+        network.trunk[0].eval()
+        arrays = alk.collect(network, data[0], ["probs", "features", "head_weight", "mc_probs"], batch_size=7)
+        assert torch.allclose(arrays["features"], network.trunk(data[0]), atol=1e-6)
+        assert torch.equal(arrays["head_weight"], network.heads[0].weight)
+        assert torch.allclose(arrays["probs"], network(data[0]).exp(), atol=1e-6)
+        assert network.training and network.trunk.training and not network.trunk[0].training
+        with_layer = alk.collect(network, data[0], "features", layer="trunk.0")["features"]
+        assert torch.allclose(with_layer, network.trunk[0](data[0]), atol=1e-6)
+
+    def test_a_forward_of_the_callers_is_around_trunk_and_heads(self, data):
+        def forward(network, batch):
+            with torch.autocast("cpu", torch.bfloat16):
+                return network(batch)
+
+        network = self.network().float()
+        got = alk.collect(network, data[0], "mc_probs", forward=forward)["mc_probs"]
+        wanted = alk.collect(network, data[0], "mc_probs")["mc_probs"]
+        assert torch.allclose(got, wanted, atol=0.02) and not torch.equal(got, wanted)
 
     def test_heads_have_seeds_of_their_own(self):
         torch.manual_seed(7)
