@@ -20,6 +20,7 @@ from tqdm import tqdm
 from alkernels._files import replacing
 from alkernels._inputs import as_tensor, check_flag, check_integer, check_rows, is_numpy, seed_of
 from alkernels.models.collecting import collect, evaluating
+from alkernels.models.ensembles import own_randomness
 from alkernels.models.posterior import Posterior, derived_seed
 from alkernels.strategies._catalogue import info
 from alkernels.strategies._select import select
@@ -411,10 +412,9 @@ def _seeded(seed: int) -> Iterator[None]:
     """Python's, NumPy's and torch's global generators from a seed, and as they were afterwards."""
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
     try:
-        with torch.random.fork_rng():
-            random.seed(seed)
-            np.random.seed(seed % 2**32)  # noqa: NPY002
-            torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002
+        with own_randomness(seed):
             yield
     finally:
         random.setstate(python)

@@ -71,7 +71,7 @@ def mean_logits(logits: list[Tensor]) -> Tensor:
 class Ensemble(nn.Module, Posterior):
     """Networks that each stand for a draw from a posterior.
 
-    In a :class:`~alkernels.models.posterior.MCDropout` it is a stochastic ensemble: the draws are all members by all
+    In a :class:`~alkernels.models.MCDropout` it is a stochastic ensemble: the draws are all members by all
     dropout masks.
 
     Parameters
