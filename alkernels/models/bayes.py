@@ -581,7 +581,6 @@ class BayesByBackprop(Posterior):
 
         yield outputs
 
-    @torch.inference_mode(False)
     @torch.no_grad()
     def _draw(self, layers: dict[str, _BayesLayer], k: int) -> list[tuple[nn.Module, str, nn.Parameter]]:
         drawn: list[tuple[nn.Module, str, nn.Parameter]] = []

@@ -366,7 +366,6 @@ def diversity_encouraging_ensemble(
     seed = seed_of(generator)
     with own_randomness(derived_seed(seed, "base")):
         base = _trained(warm_up, check_network(make(), "what make() gives"), data, "warm_up")
-    base.zero_grad(set_to_none=True)  # copies would start with the last batch's gradients
 
     def train(number: int) -> nn.Module:
         return _trained(fit, copy.deepcopy(base), data, "fit")
@@ -443,7 +442,6 @@ def _bootstrap(count: int, classes: Tensor | None, generator: torch.Generator) -
         place = spare[torch.randint(len(spare), (), generator=generator)]
         rows = (classes == missing).nonzero().flatten()
         counts[drawn[place]] -= 1
-        counts[missing] += 1
         drawn[place] = missing
         index[place] = rows[torch.randint(len(rows), (), generator=generator)]
     return index
@@ -519,9 +517,7 @@ class SnapshotEnsemble:
         self.schedule.step()
         self.steps += 1
         if self.steps % self.cycle_length == 0:
-            snapshot = copy.deepcopy(self.network)
-            snapshot.zero_grad(set_to_none=True)
-            self.snapshots.append(snapshot.eval())
+            self.snapshots.append(copy.deepcopy(self.network).eval())
 
     def ensemble(self, last: int | None = None) -> Ensemble:
         """The latest copies.

@@ -225,22 +225,27 @@ class TestDivergence:
 
     @pytest.mark.parametrize("prior", [GaussianPrior(0.5), ScaleMixturePrior(0.25, 1.0, 0.1)])
     def test_gradients_are_the_papers(self, rng, prior):
-        layer = scattered(BayesLinear(4, 3, bias=False, prior=prior, sampling="weight").double(), rng)
+        layer = scattered(BayesLinear(4, 3, prior=prior, sampling="weight").double(), rng)
         x = torch.randn(6, 4, dtype=torch.float64, generator=rng)
         y = torch.tensor([0, 1, 2, 0, 1, 2])
         share = float(minibatch_weights(5, "blundell")[1])
         loss = F.cross_entropy(layer(x), y, reduction="sum") + share * kl_divergence(layer, closed_form=False)
         loss.backward()
 
-        eps = layer.weight_noise
-        mu, rho = (p.detach().clone().requires_grad_() for p in (layer.weight, layer.weight_rho))
-        w = (mu + (1 + rho.exp()).log() * eps).detach().requires_grad_()
-        log_q = Normal(mu, (1 + rho.exp()).log()).log_prob(w).sum()
-        f = share * (log_q - prior.log_prob(w).sum()) - F.log_softmax(x @ w.T, 1)[range(6), y].sum()
+        names = ("weight", "bias")
+        mu = [getattr(layer, name).detach().clone().requires_grad_() for name in names]
+        rho = [getattr(layer, f"{name}_rho").detach().clone().requires_grad_() for name in names]
+        eps = [getattr(layer, f"{name}_noise") for name in names]
+        w = [(m + (1 + r.exp()).log() * e).detach().requires_grad_() for m, r, e in zip(mu, rho, eps, strict=True)]
+        f = -F.log_softmax(x @ w[0].T + w[1], 1)[range(6), y].sum()
+        for m, r, v in zip(mu, rho, w, strict=True):
+            f = f + share * (Normal(m, (1 + r.exp()).log()).log_prob(v) - prior.log_prob(v)).sum()
         assert loss.item() == pytest.approx(f.item(), rel=1e-12)
-        by_w, by_mu, by_rho = torch.autograd.grad(f, (w, mu, rho))
-        assert torch.allclose(layer.weight.grad, by_w + by_mu, rtol=1e-10)
-        assert torch.allclose(layer.weight_rho.grad, by_w * eps / (1 + (-rho).exp()) + by_rho, rtol=1e-10)
+        by = torch.autograd.grad(f, (*w, *mu, *rho))
+        for name, r, e, by_w, by_mu, by_rho in zip(names, rho, eps, by[:2], by[2:4], by[4:], strict=True):
+            assert torch.allclose(getattr(layer, name).grad, by_w + by_mu, rtol=1e-10)
+            wanted = by_w * e / (1 + (-r).exp()) + by_rho
+            assert torch.allclose(getattr(layer, f"{name}_rho").grad, wanted, rtol=1e-10)
 
     def test_bad_input(self):
         layer = nn.Sequential(BayesLinear(2, 2, prior=ScaleMixturePrior()))
@@ -296,6 +301,15 @@ class TestToBayesian:
                 parameter.add_(1)
         assert all(torch.equal(network.state_dict()[name], value) for name, value in before.items())
         assert type(network[0]) is nn.Conv2d and network.training
+
+    def test_convolutions_keep_their_options(self):
+        for options in (
+            {"stride": (2, 1), "padding": (1, 2), "dilation": 2, "groups": 2},
+            {"padding": "same", "padding_mode": "circular", "bias": False},
+        ):
+            layer = nn.Conv2d(2, 4, (3, 2), **options)
+            x = torch.randn(2, 2, 7, 6)
+            assert torch.equal(to_bayesian(layer).eval()(x), layer(x))
 
     def test_a_single_layer_and_derived_classes(self):
         class Other(nn.Linear):
@@ -389,6 +403,18 @@ class TestBayesByBackprop:
         network = to_bayesian(nn.TransformerEncoderLayer(4, 2, 8, batch_first=True), rho=-1.0)
         logits = draws(BayesByBackprop(network, 2, generator=0), torch.randn(3, 5, 4), 3)
         assert not torch.allclose(logits[:, 0], logits[:, 1], atol=0.01)
+
+    def test_layers_have_noise_of_their_own(self):
+        network = to_bayesian(nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False)))
+        with torch.no_grad():
+            for layer in network:
+                layer.weight.zero_()
+        noise = []
+        with BayesByBackprop(network, 3).drawing() as outputs:
+            for _ in outputs(lambda m: noise.append([layer.weight.clone() for layer in m])):
+                pass
+        flat = [n for some in noise for n in some]
+        assert not any(torch.equal(a, b) for i, a in enumerate(flat) for b in flat[:i]) and len(flat) == 6
 
     def test_means_are_back_after_an_error(self):
         network = to_bayesian(nn.Linear(4, 3))

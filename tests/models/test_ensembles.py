@@ -316,6 +316,7 @@ class TestSnapshotEnsemble:
             assert network.training and network[1].weight.grad is not None
             if t % 3 == 0:
                 ends.append(copy.deepcopy(network))
+        assert not any(snapshot.training for snapshot in snapshots.snapshots)
         ensemble = snapshots.ensemble()
         assert ensemble.count == 3 and all(same(a, b) for a, b in zip(ensemble.members, ends, strict=True))
         last = snapshots.ensemble(last=2)
