@@ -267,7 +267,7 @@ class ActiveLearner:
         if len(self.labels) and given.shape[1:] != self.labels.shape[1:]:
             shapes = f"{tuple(self.labels.shape[1:])}, got {tuple(given.shape[1:])}"
             raise ValueError(f"labels must be of the same shape in each round, {shapes}")
-        self.labels = torch.cat([self.labels.to(given.dtype), given]) if len(self.labels) else given
+        self.labels = torch.cat([self.labels, given]) if len(self.labels) else given
         self.labeled = torch.cat([self.labeled, self.pending])
         self.pending = None
         self.round += 1
