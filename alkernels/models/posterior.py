@@ -9,7 +9,6 @@ from contextlib import AbstractContextManager
 
 from torch import Tensor, nn
 
-
 # Runs a network over the batch at hand, and gives its logits.
 Forward = Callable[[nn.Module], Tensor]
 Outputs = Callable[[Forward], Iterator[Tensor]]
