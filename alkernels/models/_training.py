@@ -134,7 +134,9 @@ class Rows:
         """
         digest = hashlib.blake2b(digest_size=8)
         if self.dataset is None:
-            rows = torch.linspace(0, self.count - 1, min(self.count, _ROWS_IN_A_FINGERPRINT)).long()
+            rows = torch.linspace(
+                0, self.count - 1, min(self.count, _ROWS_IN_A_FINGERPRINT), dtype=torch.float64
+            ).long()
             digest.update(_bytes(self.gather(rows)[0]))
             if self.labels is not None:
                 digest.update(_bytes(self.labels))

@@ -40,6 +40,15 @@ def described_function(function: Any) -> str:
     return getattr(function, "__qualname__", type(function).__qualname__)
 
 
+def check_logits(outputs: Any) -> Tensor:
+    """Logits of classes, as the cross-entropy takes them."""
+    if not isinstance(outputs, Tensor):
+        raise TypeError(f"model must give a tensor of logits, or `loss` must be given; got a {type(outputs).__name__}")
+    if outputs.dim() != 2:
+        raise ValueError(f"model must give logits [B, C], or `loss` must be given; got shape {tuple(outputs.shape)}")
+    return outputs
+
+
 def check_classes(labels: Tensor | None, classes: int, name: str) -> None:
     """Raises where labels are no classes: on a GPU the loss would end the process."""
     if labels is None or labels.is_floating_point() or labels.dim() != 1:
@@ -163,13 +172,9 @@ def fit(
     configuration["trackers"] = sorted(trackers or {})
 
     def loss_of(logits: Any, labels: Tensor, rows: Rows) -> Tensor:
-        if not isinstance(logits, Tensor):
-            raise TypeError(f"model must give a tensor of logits, got a {type(logits).__name__}")
         if loss is not None:
-            return loss(logits, labels.to(logits.device))
-        if logits.dim() != 2:
-            raise ValueError(f"model must give logits [B, C], or `loss` must be given; got shape {tuple(logits.shape)}")
-        check_classes(labels, logits.shape[1], rows.name)
+            return loss(logits, labels.to(place[0]))
+        check_classes(labels, check_logits(logits).shape[1], rows.name)
         return functional.cross_entropy(logits, labels.to(logits.device))
 
     def step(epoch: int) -> dict[str, Tensor]:
@@ -179,7 +184,7 @@ def fit(
         logits = model(to_place(x, place))
         value = loss_of(logits, labels, data)
         if on_batch is not None:
-            on_batch(rows, logits.detach(), labels)
+            on_batch(rows, logits.detach() if isinstance(logits, Tensor) else logits, labels)
         made.zero_grad()
         value.backward()
         made.step()

@@ -27,7 +27,7 @@ from alkernels.models._training import (
     to_place,
     train,
 )
-from alkernels.models.fitting import check_classes, described_function
+from alkernels.models.fitting import check_classes, check_logits, described_function
 from alkernels.models.posterior import derived_seed
 from alkernels.strategies._arguments import check_above_zero, check_not_negative
 
@@ -81,8 +81,7 @@ def loss_prediction_loss(predicted: Tensor, losses: Tensor, *, margin: float = 1
         )
     half = len(predicted) // 2
     gaps = (predicted - predicted.flip(0))[:half]
-    true = losses.detach()
-    signs = torch.where((true > true.flip(0))[:half], 1.0, -1.0).to(gaps)
+    signs = torch.where((losses > losses.flip(0))[:half], 1.0, -1.0).to(gaps)
     return (margin - signs * gaps).clamp(min=0).mean()
 
 
@@ -258,7 +257,7 @@ class LossPrediction(nn.Module):
         """Trains the model and what predicts its loss, together.
 
         Each step descends the mean loss of the model plus `weight` times :func:`loss_prediction_loss`. Defaults are
-        those of the paper's experiments on CIFAR.
+        those of the re-implementation for CIFAR that most others follow.
 
         Parameters
         ----------
@@ -325,7 +324,7 @@ class LossPrediction(nn.Module):
 
         def losses_of(outputs: Any, labels: Tensor) -> Tensor:
             if loss is None:
-                check_classes(labels, outputs.shape[1], "labeled")
+                check_classes(labels, check_logits(outputs).shape[1], "labeled")
                 return functional.cross_entropy(outputs, labels.to(outputs.device), reduction="none")
             losses = loss(outputs, labels.to(place[0]))
             if losses.shape != labels.shape[:1]:

@@ -11,6 +11,9 @@ from torch.nn import functional
 import alkernels as alk
 from alkernels.models._training import Batches, Rows, evaluating, outputs_of
 from alkernels.models.fitting import fit
+from alkernels.models.loss_prediction import LossPrediction
+from alkernels.models.mal import MAL
+from alkernels.models.vaal import VAAL
 
 
 class Pairs(torch.utils.data.Dataset):
@@ -297,7 +300,7 @@ class TestFit:
             fit(network().requires_grad_(False), problem(), epochs=1)
         with pytest.raises(ValueError, match=r"model must give logits \[B, C\]"):
             fit(torch.nn.Sequential(torch.nn.Linear(3, 1), torch.nn.Flatten(0)), problem(), epochs=1)
-        with pytest.raises(TypeError, match="model must give a tensor of logits, got a tuple"):
+        with pytest.raises(TypeError, match="model must give a tensor of logits, or `loss` must be given; got a tuple"):
             fit(torch.nn.LSTM(3, 2), problem(), epochs=1)
 
     def test_another_loss_takes_labels_of_any_kind(self):
@@ -354,6 +357,17 @@ class TestEarlyStop:
         history = away(model, epochs=10, patience=2, validation=(torch.zeros(3, 1), -2 * torch.ones(3)))
         assert history.losses["validation"] == pytest.approx([20.25, 0.5625, 40.640625, 4.25390625])
         assert history.best_epoch == 1 and model.w.item() == -1.25
+
+    def test_a_loss_as_low_as_before_is_no_new_lowest(self):
+        history = fit(
+            Weight(),
+            (torch.zeros(4, 1), torch.ones(4)),
+            epochs=10,
+            patience=3,
+            loss=lambda w, labels: 0 * w.sum() + 1,
+            generator=0,
+        )
+        assert history.losses == {"loss": [1.0] * 4} and history.best_epoch == 0
 
     def test_a_finished_run_is_not_run_again(self, tmp_path):
         path = tmp_path / "c.pt"
@@ -433,6 +447,26 @@ class TestCheckpoints:
         careful(network(), path, on_batch=tracker.update, trackers={"forgetting": tracker})
         assert tracker.presentations.tolist() == [5] * 50 and torch.equal(tracker.events, whole.events)
 
+    def test_trackers_of_epochs_are_kept(self, tmp_path):
+        x, _ = problem()
+
+        def run(tracker, path, **options):
+            return careful(
+                network(),
+                path,
+                trackers={"dispersion": tracker},
+                on_epoch=lambda model: tracker.update(model(x).argmax(1)),
+                **options,
+            )
+
+        whole, tracker = (alk.strategies.DispersionTracker(50, 2) for _ in range(2))
+        run(whole, None)
+        with pytest.raises(KeyboardInterrupt):
+            run(tracker, tmp_path / "c.pt", on_batch=Interrupt(10))
+        again = alk.strategies.DispersionTracker(50, 2)
+        run(again, tmp_path / "c.pt")
+        assert again.seen.tolist() == [5] * 50 and torch.equal(again.counts, whole.counts)
+
     @pytest.mark.parametrize(
         "options, message",
         [
@@ -449,6 +483,7 @@ class TestCheckpoints:
             ({"validation": None}, "validation was 20 x 3, content .* and is None now"),
             ({"labeled": problem(49)}, "labeled was 50 x 3, content .* and is 49 x 3, content"),
             ({"labeled": problem(50, seed=1)}, "labeled was 50 x 3, content .* and is 50 x 3, content"),
+            ({"labeled": (problem()[0] + 1, problem()[1])}, "labeled was 50 x 3, content .* and is 50 x 3, content"),
             ({"labeled": (problem()[0], 1 - problem()[1])}, "labeled was 50 x 3, content .* and is 50 x 3, content"),
             ({"loss": functional.multi_margin_loss}, "loss was cross_entropy and is multi_margin_loss now"),
             ({"trackers": {"a": alk.strategies.ForgettingTracker(50)}}, r"trackers was \[\] and is \['a'\] now"),
@@ -520,3 +555,29 @@ class TestCheckpoints:
         careful(network(), tmp_path / "c.pt", epochs=1)
         content = torch.load(tmp_path / "c.pt", weights_only=True)
         assert content["epoch"] == 1 and isinstance(content["states"]["scheduler 0"]["milestones"], collections.Counter)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+class TestCuda:
+    """Networks on a GPU, and data in host memory."""
+
+    def test_resumed_runs_and_the_callers_numbers(self, tmp_path):
+        before = torch.get_rng_state(), torch.cuda.get_rng_state()
+        whole, model = network().cuda(), network(seed=1).cuda()
+        wanted = careful(whole, None)
+        careful(network().cuda(), tmp_path / "c.pt", epochs=2)
+        history = careful(model, tmp_path / "c.pt")
+        assert history.losses["loss"] == pytest.approx(wanted.losses["loss"], rel=1e-3)
+        assert torch.equal(torch.get_rng_state(), before[0]) and torch.equal(torch.cuda.get_rng_state(), before[1])
+
+    def test_learned_acquisition(self):
+        x, y = problem()
+        module = LossPrediction(network().cuda(), ["2"], channels=[6], generator=0)
+        module.fit((x, y), epochs=2, batch_size=16, optimizer=adam, generator=0)
+        vaal = VAAL.for_data(x, hidden=8, latent=2, device="cuda", generator=0)
+        vaal.fit(x[:20], x[20:].cuda(), epochs=2, batch_size=16, generator=0)
+        mal = MAL(torch.nn.Linear(3, 4).cuda(), 4, 2, generator=0)
+        mal.fit((x[:20], y[:20].cuda()), x[20:], epochs=2, batch_size=16, generator=0)
+        for scores in (module.predict(x), vaal.predict(x), *mal.predict(x)):
+            assert scores.device == x.device and len(scores) == 50 and torch.isfinite(scores).all()
+        assert module.predict(x.cuda()).is_cuda and isinstance(vaal.predict(x.numpy()), np.ndarray)

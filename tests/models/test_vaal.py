@@ -276,6 +276,12 @@ class TestFit:
 
 
 class TestPredict:
+    def test_the_discriminator_looks_at_means(self):
+        model, x = small(), rows(5)
+        encoded = model.encoded(x)
+        assert torch.equal(encoded.logits, model.discriminator(encoded.mean)) and encoded.x is x
+        assert torch.equal(encoded.mean, model.vae.encode(x)[0])
+
     def test_is_the_discriminators_view_of_the_mean(self):
         model = small()
         x = rows(7)
