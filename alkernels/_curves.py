@@ -88,8 +88,8 @@ class Curves:
         }
 
 
-def check_strategy(name: str, options: dict[str, Any]) -> None:
-    """That a network's word is enough for it."""
+def check_strategy(name: str, options: dict[str, Any], head: str) -> None:
+    """That a network's word is enough for it, and that network's."""
     entry = info(name)
     of = options.get("of") or entry.of
     entries = [entry, *(info(n) for n in (of, options.get("prefilter")) if n)]
@@ -100,6 +100,8 @@ def check_strategy(name: str, options: dict[str, Any]) -> None:
             raise ValueError(
                 f"strategies must be ones that a network's word is enough for; {e.name} needs {' and '.join(lacking)}"
             )
+        if head == "linear" and any({"mc_probs", "votes"} & {*group} for group in e.needs):
+            raise ValueError(f"--head must be mlp, which has dropout to draw from, for {e.name}, got linear")
 
 
 class _Mlp(nn.Sequential):
@@ -135,7 +137,7 @@ def curves(
     """Runs every strategy, given by label, name and options, and random, from the same labels and seeds."""
     chosen = [("random", "random", {}), *(s for s in strategies if s[0] != "random")]
     for _, name, options in chosen:
-        check_strategy(name, options)
+        check_strategy(name, options, head)
     x, y = problem.features, problem.labels
     if start + rounds * batch_size > len(problem.pool):
         raise ValueError(
@@ -147,7 +149,8 @@ def curves(
     known = y[problem.pool]
 
     def train(net: nn.Module, data: Any) -> None:
-        fit(net, data, epochs=epochs, batch_size=max(1, len(data[0])), optimizer=_optimizer(head), generator=seed)
+        # draws from the learner's random numbers: others in each round and repetition
+        fit(net, data, epochs=epochs, batch_size=max(1, len(data[0])), optimizer=_optimizer(head))
 
     def accuracy(net: nn.Module) -> float:
         with torch.inference_mode():

@@ -12,6 +12,7 @@ import torch
 
 from alkernels._curves import Curves, Problem, check_strategy, curves, figure, scaled, table
 from alkernels._files import check_out, read_array, replacing
+from alkernels._inputs import as_tensor
 from alkernels._packages import package
 from alkernels.models.posterior import derived_seed
 
@@ -33,7 +34,7 @@ def demo(out: str, report: str | None, data: str | None, strategies: Strategies,
     **settings
         As :func:`alkernels._curves.curves` takes them.
     """
-    _check(out, report, strategies)
+    _check(out, report, strategies, settings["head"])
     seed = settings["seed"]
     problems = []
     if data in (None, "mnist"):
@@ -68,7 +69,7 @@ def simulate(
     out, report, strategies, **settings
         As for :func:`demo`.
     """
-    _check(out, report, strategies, inputs=[features, labels, *(test or ())])
+    _check(out, report, strategies, settings["head"], inputs=[features, labels, *(test or ())])
     x, y = _rows(features, "--features"), _classes(labels, "--labels")
     _check_as_many(x, y, "--features", "--labels")
     if test is None:
@@ -82,18 +83,18 @@ def simulate(
     _run([problem], out, report, strategies, settings)
 
 
-def _check(out: str, report: str | None, strategies: Strategies, inputs: Sequence[str] = ()) -> None:
+def _check(out: str, report: str | None, strategies: Strategies, head: str, inputs: Sequence[str] = ()) -> None:
     """Before anything is read or computed."""
     check_out(out, (".png",), inputs=inputs)
     if report is not None:
         check_out(report, (".json",), inputs=inputs, flag="--json")
     for _, name, options in strategies:
-        check_strategy(name, options)
+        check_strategy(name, options, head)
     package("matplotlib", "demo")
 
 
 def _rows(file: str, flag: str) -> np.ndarray:
-    values = torch.as_tensor(np.asarray(read_array(file, flag)))
+    values = as_tensor(read_array(file, flag), flag, "an array of numbers")
     if values.dim() < 2 or len(values) == 0:
         raise ValueError(f"{flag} must have at least two dimensions and one row, got shape {tuple(values.shape)}")
     rows = values.flatten(1).float()

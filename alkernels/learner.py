@@ -14,19 +14,21 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 from tqdm import tqdm
 
 from alkernels._files import replacing
 from alkernels._inputs import as_tensor, check_count, check_flag, check_integer, check_rows, is_numpy, seed_of
 from alkernels.models._state import evaluating, own_randomness
-from alkernels.models.collecting import collect
+from alkernels.models.collecting import collect, not_collected
 from alkernels.models.posterior import Posterior, derived_seed
 from alkernels.strategies._catalogue import info
-from alkernels.strategies._select import select
+from alkernels.strategies._select import check_options, select
 
 _log = logging.getLogger("alkernels")
 _FORMAT = 1
+# What only an option of collect brings.
+_BESIDES = {"target_mc_probs": "targets"}
 
 
 class ActiveLearner:
@@ -62,7 +64,8 @@ class ActiveLearner:
         ``arrays(model, learner)`` gives what the strategy needs of the whole pool. Default: :func:`alkernels.collect`
         over pool and labelled rows.
     collect_options : dict, optional
-        Options of that :func:`alkernels.collect`: ``draws``, ``layer``, ``batch_size`` and so on.
+        Options of that :func:`alkernels.collect`: ``draws``, ``layer``, ``batch_size``, ``targets`` (for EPIG) and so
+        on.
     options : dict, optional
         Options of the strategy, and whatever else :func:`alkernels.select` takes.
     generator : torch.Generator or int, optional
@@ -137,11 +140,13 @@ class ActiveLearner:
         on_round: Callable[[dict[str, Any]], Any] | None = None,
         progress: bool = False,
     ) -> None:
-        self.pool = torch.from_numpy(pool) if is_numpy(pool) else pool
-        if not isinstance(self.pool, Tensor) and not (hasattr(pool, "__len__") and hasattr(pool, "__getitem__")):
+        if not (hasattr(pool, "__len__") and hasattr(pool, "__getitem__")) or isinstance(pool, Mapping):
             raise TypeError(f"pool must be a tensor, an array or a map-style Dataset, got {type(pool).__name__}")
+        self.pool: Any = pool
         if len(self.pool) == 0:
             raise ValueError("pool must have at least one row, got none")
+        if not isinstance(pool, (Tensor, np.ndarray, Dataset)):
+            self.pool = _Items(pool)
         for name, value in {"make": make, "fit": fit, "oracle": oracle, "evaluate": evaluate, "arrays": arrays}.items():
             if not callable(value) and (value is not None or name in ("make", "fit")):
                 raise TypeError(f"{name} must be callable, got {type(value).__name__}")
@@ -152,17 +157,23 @@ class ActiveLearner:
         self._on_round, self._progress = on_round, check_flag(progress, "progress")
         if isinstance(labeled, range):
             labeled = list(labeled)
+        if arrays is None:
+            self._check_options()
         rows = check_rows(labeled, "labeled", len(self.pool), torch.device("cpu"), "the pool")
         given = as_tensor(labeled, "labeled", "a mask or row numbers")
         rows = rows if given.dtype == torch.bool or len(rows) == 0 else given.cpu().long()  # in the order of the labels
         self.checkpoint = None if checkpoint is None else Path(checkpoint)
+        if self.checkpoint is not None and not self.checkpoint.absolute().parent.is_dir():
+            raise FileNotFoundError(f"checkpoint must be in an existing folder, got {checkpoint}")
+        self._told_at_start = None if labels is None else _as_labels(labels, len(rows), "labels")
 
         self.seed = 0
         self.round = 0
         self.history: list[dict[str, Any]] = []
         self.model: Any = None
         self.pending: Tensor | None = None
-        self._pseudo: tuple[Tensor, Tensor] | None = None
+        self._pseudo: tuple[Tensor, Tensor] | None = None  # to train on in this round
+        self._next_pseudo: tuple[Tensor, Tensor] | None = None  # in the next
         self._fitted: int | None = None  # the round of `model`
         self._started = rows
         if self.checkpoint is not None and self.checkpoint.exists():
@@ -170,8 +181,8 @@ class ActiveLearner:
             return
         self.seed = seed_of(generator)
         self.labeled = rows.clone()
-        if labels is not None:
-            self.labels = _as_labels(labels, len(rows), "labels")
+        if self._told_at_start is not None:
+            self.labels = self._told_at_start
         elif len(rows) == 0:
             self.labels = torch.empty(0, dtype=torch.int64)
         elif oracle is None:
@@ -244,10 +255,10 @@ class ActiveLearner:
             options.setdefault("round", self.round)
         picked = select(self.strategy, min(self.batch_size, len(free)), **arrays, candidates=free, **options)
         self.pending = torch.as_tensor(picked.indices).cpu()
-        self._pseudo = None
+        self._next_pseudo = None
         if hasattr(picked, "pseudo_indices"):
             pseudo = torch.as_tensor(picked.pseudo_indices), torch.as_tensor(picked.pseudo_labels)
-            self._pseudo = pseudo[0].cpu(), pseudo[1].cpu()
+            self._next_pseudo = pseudo[0].cpu(), pseudo[1].cpu()
         self._save()
         return self.pending.clone()
 
@@ -265,9 +276,13 @@ class ActiveLearner:
         if len(self.labels) and given.shape[1:] != self.labels.shape[1:]:
             shapes = f"{tuple(self.labels.shape[1:])}, got {tuple(given.shape[1:])}"
             raise ValueError(f"labels must be of the same shape in each round, {shapes}")
+        if len(self.labels) and given.is_floating_point() != self.labels.is_floating_point():
+            dtypes = f"{self.labels.dtype} before, got {given.dtype}"
+            raise TypeError(f"labels must be integers or real numbers as in the rounds before, {dtypes}")
         self.labels = torch.cat([self.labels, given]) if len(self.labels) else given
         self.labeled = torch.cat([self.labeled, self.pending])
         self.pending = None
+        self._pseudo, self._next_pseudo = self._next_pseudo, None
         self.round += 1
         self._save()
 
@@ -287,23 +302,38 @@ class ActiveLearner:
         record: dict[str, Any] = {"round": self.round, "labeled": len(self.labeled)}
         if self._evaluate is not None:
             with _seeded(derived_seed(self.seed, "evaluate", self.round)), evaluating(*_networks(self.model)):
-                said = self._evaluate(self.model)
-            record |= {k: float(v) for k, v in (said if isinstance(said, Mapping) else {"score": said}).items()}
+                record |= _numbers(self._evaluate(self.model))
         if self._pseudo is not None:
             record["pseudo_labeled"] = len(self._pseudo[0])
         record["seconds"] = time.perf_counter() - began
         self._fitted = self.round
+        known = any(r["round"] == self.round for r in self.history)  # fitted again after a restart
         self.history = [r for r in self.history if r["round"] != self.round] + [record]
-        _log.info("%s: %s", self.strategy, ", ".join(f"{k} {v:.4g}" for k, v in record.items()))
-        if self._on_round is not None:
-            self._on_round(record)
         self._save()
+        if not known:
+            _log.info("%s: %s", self.strategy, ", ".join(f"{k} {v:.4g}" for k, v in record.items()))
+            if self._on_round is not None:
+                self._on_round(record)
         return self.model
+
+    def _check_options(self) -> None:
+        """That all can be collected that the strategy will need, before anything is trained."""
+        entry = info(self.strategy)
+        of = self.options.get("of") or entry.of
+        entries = [entry, *(info(name) for name in (of, self.options.get("prefilter")) if name)]
+        own = {"of", "prefilter", "keep", "tie_break", "generator", "device", "progress"}
+        check_options(entries, {k: v for k, v in self.options.items() if k not in own})
+        given = {name for name, argument in _BESIDES.items() if argument in self._collect_options}
+        for e in entries:
+            lacking = [n for n in not_collected(e) if n not in given and not (n == "scores" and e is entry and of)]
+            if lacking:
+                raise ValueError(f"arrays must be given for {e.name}, to get {' and '.join(lacking)} for it")
 
     def _needed(self) -> Mapping[str, Any]:
         """What the strategy is to look at."""
         entry = info(self.strategy)
-        if not entry.needs and self._arrays is None:  # random rows need no network, but the curve does
+        if not entry.needs and self._arrays is None and not self.options.get("prefilter"):
+            # random rows need no network, but the curve does
             if self._evaluate is not None and len(self.labeled):
                 self.train()
             return {"features": torch.arange(len(self.pool), dtype=torch.float64)[:, None]}
@@ -315,12 +345,14 @@ class ActiveLearner:
             of = [self.options[name] for name in ("of", "prefilter") if self.options.get(name)]
             wanted = [self.strategy, *of]
             takes = {name for n in wanted for name in info(n).arrays}
-            labeled = _pairs(self.pool, self.labeled, self.labels)
-            if isinstance(labeled, tuple):
-                labeled = list(zip(*(part.split(256) for part in labeled), strict=True))
-            known = {"labeled_features", "labeled_probs", "labels"} & takes
-            more = {"generator": seed, **self._collect_options}
-            return collect(model, self.pool, wanted, labeled=labeled if known else None, **more)
+            more: dict[str, Any] = {"generator": seed, **self._collect_options}
+            if isinstance(model, Posterior):
+                more.pop("draws", None)
+            if {"labeled_features", "labeled_probs"} & takes:
+                index = self.labeled.tolist()
+                more["labeled"] = self.pool[index] if not isinstance(self.pool, Dataset) else Subset(self.pool, index)
+            found = collect(model, self.pool, wanted, **more)
+            return found | ({"labels": self.labels} if "labels" in takes else {})
 
     # ---- the state on disk ----
 
@@ -331,8 +363,8 @@ class ActiveLearner:
             "pool": _fingerprint(self.pool),
             "strategy": self.strategy,
             "batch_size": self.batch_size,
-            "options": {k: v if isinstance(v, (bool, int, float, str)) or v is None else repr(v)
-                        for k, v in sorted(self.options.items())},
+            "options": {k: _plain(v) for k, v in sorted(self.options.items())},
+            "collect_options": {k: _plain(v) for k, v in sorted(self._collect_options.items())},
             "labeled at the start": hashlib.blake2b(self._started.numpy().tobytes(), digest_size=8).hexdigest(),
         }  # fmt: skip
 
@@ -347,6 +379,7 @@ class ActiveLearner:
             "labels": self.labels,
             "pending": self.pending,
             "pseudo": self._pseudo,
+            "next_pseudo": self._next_pseudo,
             "history": self.history,
         }
         with replacing(self.checkpoint, "checkpoint") as file:
@@ -362,20 +395,69 @@ class ActiveLearner:
         own = self._identity()
         if isinstance(generator, (int, np.integer)) and not isinstance(generator, bool):
             own["generator"], saved["generator"] = int(generator), state["seed"]
+        if self._told_at_start is not None:
+            first = state["labels"][: len(self._started)]
+            own["labels"], saved["labels"] = _plain(self._told_at_start), _plain(first)
         wrong = [k for k in own if saved.get(k) != own[k]]
         if wrong:
             differs = "; ".join(f"{k} is {saved.get(k)!r} there and {own[k]!r} here" for k in wrong)
             raise ValueError(f"checkpoint {path} must be of this run, but {differs}: delete it or give another file")
         self.seed, self.round = state["seed"], state["round"]
         self.labeled, self.labels, self.pending = state["labeled"], state["labels"], state["pending"]
-        self._pseudo, self.history = state["pseudo"], state["history"]
+        self._pseudo, self._next_pseudo, self.history = state["pseudo"], state["next_pseudo"], state["history"]
 
 
 def _as_labels(labels: Any, count: int, name: str) -> Tensor:
     values = as_tensor(labels, name, "an array of labels").cpu()
     if values.dim() < 1 or len(values) != count:
         raise ValueError(f"{name} must be {count} labels, one a row, got shape {tuple(values.shape)}")
+    if values.isnan().any():
+        raise ValueError(f"{name} must not be NaN, got NaN for number {int(values.isnan().nonzero()[0, 0])}")
     return values
+
+
+def _numbers(said: Any) -> dict[str, float]:
+    """What `evaluate` gave, in Python's own numbers."""
+    found = {str(k): v for k, v in said.items()} if isinstance(said, Mapping) else {"score": said}
+    taken = {"round", "labeled", "seconds", "pseudo_labeled"} & {*found}
+    if taken:
+        raise ValueError(f"evaluate must not name a number {min(taken)!r}, which the record has")
+    try:
+        return {k: float(v) for k, v in found.items()}
+    except (TypeError, ValueError):
+        raise TypeError(f"evaluate must give a number or a dict of numbers, got {said!r}") from None
+
+
+def _plain(value: Any) -> Any:
+    """What a checkpoint can hold and compare: numbers and words as they are, arrays by their hash, others by type."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, (Tensor, np.ndarray)):
+        tensor = as_tensor(value, "value", "an array").cpu()
+        return f"{tuple(tensor.shape)} {tensor.dtype} {_digest(tensor)}"
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return type(value).__qualname__
+
+
+def _digest(tensor: Tensor) -> str:
+    data = tensor.contiguous().flatten().view(torch.uint8).numpy() if tensor.numel() else np.empty(0, dtype=np.uint8)
+    return hashlib.blake2b(data.tobytes(), digest_size=8).hexdigest()
+
+
+class _Items(Dataset[Any]):
+    """What has a length and items, but is no Dataset, as one."""
+
+    def __init__(self, items: Any) -> None:
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.items[index]
 
 
 def _networks(model: Any) -> list[nn.Module]:
@@ -402,6 +484,8 @@ def _pairs(pool: Any, rows: Tensor, labels: Tensor) -> Any:
     """Inputs and labels of some rows: tensors, or a dataset."""
     if isinstance(pool, Tensor):
         return pool[rows.to(pool.device)], labels.to(pool.device)
+    if is_numpy(pool):
+        return torch.from_numpy(pool[rows.numpy()]), labels
     return _Labeled(pool, rows, labels)
 
 
@@ -420,9 +504,18 @@ def _seeded(seed: int) -> Iterator[None]:
 
 
 def _fingerprint(pool: Any) -> str:
-    """Its shape, and a hash of some rows where they are at hand."""
-    if not isinstance(pool, Tensor):
-        return f"{len(pool)} rows"
-    some = pool[torch.linspace(0, len(pool) - 1, min(len(pool), 64)).long().to(pool.device)].cpu().contiguous()
-    digest = hashlib.blake2b(some.view(torch.uint8).numpy().tobytes(), digest_size=8).hexdigest()
-    return f"{tuple(pool.shape)} {str(pool.dtype).removeprefix('torch.')} {digest}"
+    """Its shape, and a hash of some rows."""
+    count = len(pool)
+    some = torch.arange(min(count, 64)) * (count - 1) // max(min(count, 64) - 1, 1)
+    if isinstance(pool, Dataset):
+        with _seeded(0):  # items may be augmented at random
+            items = [pool[int(i)] for i in (0, count // 2, count - 1)]
+        return f"{count} rows, {_plain([_inputs_of(item) for item in items])}"
+    rows = torch.from_numpy(pool[some.numpy()]) if is_numpy(pool) else pool[some.to(pool.device)].cpu()
+    return f"{tuple(pool.shape)} {str(rows.dtype).removeprefix('torch.')} {_digest(rows)}"
+
+
+def _inputs_of(item: Any) -> Any:
+    if isinstance(item, Mapping):
+        return [[str(k), v] for k, v in item.items()]
+    return item[0] if isinstance(item, (tuple, list)) and item else item

@@ -55,3 +55,26 @@ def test_random_against_itself_is_no_gain():
                    seed=0, progress=False)  # fmt: skip
     assert torch.equal(found.accuracy["again"], found.accuracy["random"])
     assert found.gain("again")[0] == 0 and len(found.accuracy["random"].unique()) > 2
+
+
+def test_repetitions_share_no_random_numbers():
+    """Networks of the same data and weights part by their dropout: the noise of one seed is not another's."""
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(60, 5, generator=g)
+    problem = Problem("toy", x, (x[:, 0] > 0).long(), torch.arange(40), torch.arange(40, 60))
+    seen = []
+    original = torch.nn.functional.dropout
+
+    def noted(values, p, training, inplace):
+        out = original(values, p, training, inplace)
+        if training:
+            seen.append(tuple((out[0, :24] == 0).tolist()))
+        return out
+
+    torch.nn.functional.dropout = noted
+    try:
+        curves(problem, [], rounds=2, batch_size=4, seeds=3, start=4, head="mlp", epochs=1, draws=5, seed=0,
+               progress=False)  # fmt: skip
+    finally:
+        torch.nn.functional.dropout = original
+    assert len(seen) == 9 and len({*seen}) == 9

@@ -78,6 +78,8 @@ class MCDropout(Posterior):
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+        if isinstance(model, Posterior) and not isinstance(model, Ensemble):
+            raise ValueError(f"model must be a network or an Ensemble, got {type(model).__name__}, which draws itself")
         self.draws = check_count(draws, "draws")
         self.model = model if isinstance(model, Ensemble) else unwrapped(model)
         self.consistent = check_flag(consistent, "consistent")

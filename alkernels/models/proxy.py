@@ -10,7 +10,7 @@ import torch
 from alkernels._inputs import Array
 from alkernels._packages import package
 from alkernels.strategies._catalogue import INPUTS, StrategyInfo, info
-from alkernels.strategies._select import select
+from alkernels.strategies._select import check_options, select
 
 
 class ProxySelection(NamedTuple):
@@ -93,6 +93,9 @@ class SelectionViaProxy:
         for name, value in {"fit_proxy": fit_proxy, "embed_proxy": embed_proxy}.items():
             if not callable(value):
                 raise TypeError(f"{name} must be callable, got {type(value).__name__}")
+        inner = [info(name) for name in (options.get("of") or self.entry.of, options.get("prefilter")) if name]
+        own = ("of", "prefilter", "keep", "tie_break", "device", "progress")
+        check_options([self.entry, *inner], {k: v for k, v in options.items() if k not in own})
         self.fit_proxy, self.embed_proxy, self.options = fit_proxy, embed_proxy, options
 
     def select(
@@ -144,7 +147,8 @@ def _scores(entry: StrategyInfo, arrays: dict[str, Any], rows: dict[str, Any], o
     pool = next((value for name, value in arrays.items() if name in INPUTS and INPUTS[name].pool), None)
     if pool is None:
         raise ValueError(f"arrays of the pool must be given for {entry.name}, got {', '.join(arrays) or 'none'}")
-    count = len(torch.as_tensor(range(len(pool)))[torch.as_tensor(rows["candidates"])]) if rows else len(pool)
+    length = len(pool[0]) if isinstance(pool, (tuple, list)) else len(pool)  # a pair of factors has one row each
+    count = len(torch.arange(length)[torch.as_tensor(rows["candidates"])]) if rows else length
     picked = select(entry.name, count, **arrays, **rows, **own)
     order = torch.as_tensor(picked.indices).argsort()
     return torch.as_tensor(picked.scores)[order].cpu().numpy()

@@ -76,8 +76,7 @@ def test_any_loader_gives_the_same(net, images, kind):
         assert isinstance(arrays[name], np.ndarray if kind == "numpy" else torch.Tensor)
         assert torch.allclose(torch.as_tensor(arrays[name]), value, atol=1e-6), name
     if kind in ("dataset", "list", "loader"):
-        again = loader if kind != "generator" else images
-        assert torch.equal(alk.collect(net, again, "labels")["labels"], labels)
+        assert torch.equal(alk.collect(net, loader, "labels")["labels"], labels)
 
 
 def test_the_network_is_as_it_was(net, images):
@@ -367,3 +366,211 @@ def test_progress(net, images, capsys):
     assert "23/23" in capsys.readouterr().err
     alk.collect(net, images)
     assert capsys.readouterr().err == ""
+
+
+# ---- networks that are not as tidy ----
+
+
+def test_features_are_as_the_layer_gave_them(images):
+    """Whatever works on them in place afterwards."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(36, 5), nn.ReLU(inplace=True), nn.Linear(5, 2))
+    given = alk.collect(net, images, "features", layer="1")["features"]
+    assert torch.allclose(given, net[1](images.flatten(1)), atol=1e-6) and (given < 0).any()
+
+    class Clearing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = nn.Linear(36, 5), nn.Linear(5, 2)
+
+        def forward(self, x):
+            h = self.body(x.flatten(1))
+            out = self.head(h)
+            h.zero_()
+            return out
+
+    net = Clearing()
+    assert torch.allclose(alk.collect(net, images, "features")["features"], net.body(images.flatten(1)), atol=1e-6)
+
+
+class Heads(nn.Module):
+    """Features of 4 numbers, and a head that is one of several Linear layers with as many outputs."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind = kind
+        self.body, self.head, self.other = nn.Linear(36, 4), nn.Linear(4, 3), nn.Linear(4, 3)
+
+    def forward(self, x):
+        h = self.body(x.flatten(1))
+        if self.kind == "twice":  # the first call is what comes out
+            first, _ = self.head(h), self.head(2 * h)
+            return first
+        out = self.head(h) if self.kind != "keyword" else self.head(input=h)
+        self.other(h + 1)
+        return {"temperature": out / 2, "softmax": out.softmax(1), "log": out.log_softmax(1)}.get(self.kind, out)
+
+
+@pytest.mark.parametrize("kind", ["plain", "twice", "keyword", "temperature", "softmax", "log"])
+@pytest.mark.parametrize("batch_size", [5, 23])
+def test_the_head_is_the_layer_that_gave_the_outputs(images, kind, batch_size):
+    torch.manual_seed(0)
+    net = Heads(kind)
+    outputs = {"softmax": "probs", "log": "log_probs"}.get(kind, "logits")
+    arrays = alk.collect(net, images, "alfa_mix", outputs=outputs, batch_size=batch_size)
+    assert torch.allclose(arrays["features"], net.body(images.flatten(1)), atol=1e-6)
+    assert torch.equal(arrays["head_weight"], net.head.weight)
+
+
+def test_a_hidden_layer_as_wide_as_the_outputs_is_no_head(images):
+    class Cosine(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.classes = nn.Linear(36, 3), nn.Parameter(torch.randn(3, 3))
+
+        def forward(self, x):
+            return nn.functional.normalize(torch.relu(self.body(x.flatten(1)))) @ self.classes
+
+    with pytest.raises(ValueError, match=r"must end in a torch\.nn\.Linear layer that gives its class scores"):
+        alk.collect(Cosine(), images, "features")
+
+
+def test_wrapped_networks_are_drawn_from_as_what_they_wrap(images):
+    net = network().eval()
+    expected = alk.collect(alk.models.MCDropout(net, 4, generator=0), images, "mc_probs")["mc_probs"]
+    compiled = torch.compile(net, backend="eager")
+    compiled(images)  # traced without hooks
+    for wrapped in (compiled, nn.DataParallel(net)):
+        draws = alk.collect(alk.models.MCDropout(wrapped, 4, generator=0), images, "mc_probs")["mc_probs"]
+        assert torch.equal(draws, expected)
+    pair = alk.models.Ensemble([torch.compile(network(), backend="eager"), network()])
+    arrays = alk.collect(alk.models.MCDropout(pair, 4, generator=0), images, ["mc_probs", "features"])
+    assert (arrays["mc_probs"].std(1) > 1e-4).all() and arrays["features"].shape == (23, 8)
+
+
+def test_masks_of_text_encoders_with_padding():
+    """PyTorch's own encoder with its default options, whose fused path would leave dropout out."""
+
+    class Text(nn.Module):
+        def __init__(self):
+            super().__init__()
+            layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.3, batch_first=True)
+            self.encoder, self.head = nn.TransformerEncoder(layer, 2), nn.Linear(8, 3)
+
+        def forward(self, x):
+            return self.head(self.encoder(x, src_key_padding_mask=(x == 0).all(2))[:, 0])
+
+    torch.manual_seed(0)
+    net, x = Text(), torch.randn(9, 6, 8)
+    x[:5, 4:] = 0
+    before = torch.backends.mha.get_fastpath_enabled()
+    arrays = alk.collect(net, x, ["probs", "mc_probs"], draws=6, generator=0)
+    assert (arrays["mc_probs"].std(1) > 1e-3).all() and torch.backends.mha.get_fastpath_enabled() == before
+    # a shorter batch has the masks of the places that it has
+    short = alk.collect(net, x[:5, :4], "mc_probs", draws=6, generator=0)["mc_probs"]
+    assert torch.allclose(short, arrays["mc_probs"][:5], atol=1e-5)
+
+
+def test_draws_need_inputs_of_one_size():
+    net = nn.Sequential(nn.Conv1d(2, 4, 1), nn.Dropout(0.5), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(4, 2))
+    batches = [torch.randn(3, 2, 5), torch.randn(3, 2, 8)]
+    with pytest.raises(ValueError, match=r"what dropout '1' gets must be of one shape .* got \[.., 5\] and \[.., 8\]"):
+        alk.collect(net, batches, "mc_probs", draws=2)
+    assert alk.collect(alk.models.MCDropout(net, 2, consistent=False), batches, "mc_probs")["mc_probs"].shape == (
+        6,
+        2,
+        2,
+    )
+    net[1] = nn.Dropout1d(0.5)  # whole channels: any length
+    assert alk.collect(net, batches, "mc_probs", draws=2)["mc_probs"].shape == (6, 2, 2)
+
+
+def test_constants_kept_from_a_first_pass_serve_in_training(images):
+    class Lazy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head, self.scale = nn.Linear(36, 3), None
+
+        def forward(self, x):
+            if self.scale is None:
+                self.scale = torch.arange(36.0) / 36
+            return self.head(x.flatten(1) * self.scale * self.head.weight.new_ones(()))
+
+    net = Lazy()
+    alk.collect(net, images)
+    images.requires_grad_()
+    net(images).sum().backward()
+    assert net.head.weight.grad is not None and images.grad is not None
+
+
+class Listed(torch.utils.data.Sampler):
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __iter__(self):
+        return iter(self.rows)
+
+    def __len__(self):
+        return len(self.rows)
+
+
+def test_loaders_that_are_not_the_pool_in_order(net, images):
+    data = TensorDataset(images)
+    samplers = torch.utils.data
+    for loader in (
+        DataLoader(data, batch_sampler=samplers.BatchSampler(samplers.RandomSampler(data), 8, False)),
+        DataLoader(data, batch_sampler=samplers.BatchSampler(samplers.SequentialSampler(data), 16, True)),
+        DataLoader(data, batch_sampler=Listed([[0, 1], [2]])),
+        DataLoader(data, sampler=list(range(23)), batch_size=16, drop_last=True),
+        DataLoader(data, sampler=samplers.SubsetRandomSampler(range(23))),
+        DataLoader(data, sampler=samplers.WeightedRandomSampler([1.0] * 23, 23)),
+        DataLoader(data, sampler=Listed(range(23))),
+    ):
+        with pytest.raises(ValueError, match=r"loader must give (the pool in order|every row)"):
+            alk.collect(net, loader)
+    listed = alk.collect(net, DataLoader(data, sampler=[3, 1, 2], batch_size=2))["probs"]
+    assert torch.allclose(listed, alk.collect(net, images[[3, 1, 2]])["probs"], atol=1e-6)
+
+
+def test_probabilities_and_logits_are_told_apart(images):
+    linear = nn.Linear(4, 2)
+    rows = torch.randn(500, 4, generator=torch.Generator().manual_seed(0))
+    alk.collect(linear, rows, batch_size=1)  # a row of logits that adds up to one says nothing
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        net = nn.Sequential(nn.Linear(4, 5), nn.Softmax(1)).to(dtype)
+        with pytest.raises(ValueError, match="outputs must be 'probs' for a network that gives probabilities"):
+            alk.collect(net, rows.to(dtype))
+        assert alk.collect(net, rows.to(dtype), outputs="probs")["probs"].dtype == torch.float32
+    with pytest.raises(ValueError, match="the network's outputs must be probabilities, got -"):
+        alk.collect(linear, rows, outputs="probs")
+    positive = nn.Sequential(linear, nn.Softplus())
+    with pytest.raises(ValueError, match="the network's outputs must be probs that sum to 1, got "):
+        alk.collect(positive, rows, outputs="probs")
+    with pytest.raises(ValueError, match="the network's outputs must be log_probs that sum to 1, got "):
+        alk.collect(linear, rows, outputs="log_probs")
+    with pytest.raises(ValueError, match="the network's outputs must be numbers below infinity, got inf in row 0"):
+        alk.collect(linear, rows, forward=lambda net, x: net(x) / 0)
+    masked = alk.collect(nn.Linear(4, 3), rows, forward=lambda net, x: net(x) - torch.tensor([0, torch.inf, 0]))
+    assert (masked["probs"][:, 1] == 0).all() and torch.allclose(masked["probs"].sum(1), torch.ones(500), atol=1e-6)
+
+
+def test_arguments_that_contradict_each_other(net, images):
+    labeled = DataLoader(TensorDataset(images, torch.arange(23) % 3))
+    with pytest.raises(ValueError, match="draws must not be given for a posterior, which has 4, got 9"):
+        alk.collect(alk.models.MCDropout(net, 4), images, "mc_probs", draws=9)
+    with pytest.raises(ValueError, match="needs must not hold labels, the pool's, together with a strategy"):
+        alk.collect(net, labeled, ["labels", "galaxy"], labeled=labeled)
+    with pytest.raises(ValueError, match="model must be a network or an Ensemble, got SplitHead, which draws itself"):
+        alk.models.MCDropout(alk.models.SplitHead(nn.Dropout(), lambda: nn.Linear(4, 2), heads=2))
+
+
+def test_named_tuples_are_batches():
+    from typing import NamedTuple
+
+    class Batch(NamedTuple):
+        x: torch.Tensor
+        y: torch.Tensor
+
+    net = nn.Linear(4, 2).to("meta")
+    batch = alk.models.collecting._moved(Batch(torch.zeros(3, 4), torch.zeros(3)), torch.device("meta"))
+    assert isinstance(batch, Batch) and batch.x.device.type == batch.y.device.type == "meta" and net(batch.x).is_meta
