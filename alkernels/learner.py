@@ -18,9 +18,9 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from alkernels._files import replacing
-from alkernels._inputs import as_tensor, check_flag, check_integer, check_rows, is_numpy, seed_of
-from alkernels.models.collecting import collect, evaluating
-from alkernels.models.ensembles import own_randomness
+from alkernels._inputs import as_tensor, check_count, check_flag, check_integer, check_rows, is_numpy, seed_of
+from alkernels.models._state import evaluating, own_randomness
+from alkernels.models.collecting import collect
 from alkernels.models.posterior import Posterior, derived_seed
 from alkernels.strategies._catalogue import info
 from alkernels.strategies._select import select
@@ -145,9 +145,7 @@ class ActiveLearner:
         for name, value in {"make": make, "fit": fit, "oracle": oracle, "evaluate": evaluate, "arrays": arrays}.items():
             if not callable(value) and (value is not None or name in ("make", "fit")):
                 raise TypeError(f"{name} must be callable, got {type(value).__name__}")
-        self.batch_size = check_integer(batch_size, "batch_size")
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        self.batch_size = check_count(batch_size, "batch_size")
         self.strategy, self.options = info(strategy).name, dict(options or {})
         self._make, self._fit, self._oracle, self._evaluate, self._arrays = make, fit, oracle, evaluate, arrays
         self._collect_options = dict(collect_options or {})
@@ -267,7 +265,7 @@ class ActiveLearner:
         if len(self.labels) and given.shape[1:] != self.labels.shape[1:]:
             shapes = f"{tuple(self.labels.shape[1:])}, got {tuple(given.shape[1:])}"
             raise ValueError(f"labels must be of the same shape in each round, {shapes}")
-        self.labels = torch.cat([self.labels.to(given.dtype), given]) if len(self.labels) else given
+        self.labels = torch.cat([self.labels, given]) if len(self.labels) else given
         self.labeled = torch.cat([self.labeled, self.pending])
         self.pending = None
         self.round += 1
@@ -288,7 +286,7 @@ class ActiveLearner:
         self.model = model if returned is None else returned
         record: dict[str, Any] = {"round": self.round, "labeled": len(self.labeled)}
         if self._evaluate is not None:
-            with _seeded(derived_seed(self.seed, "evaluate", self.round)), evaluating(_networks(self.model)):
+            with _seeded(derived_seed(self.seed, "evaluate", self.round)), evaluating(*_networks(self.model)):
                 said = self._evaluate(self.model)
             record |= {k: float(v) for k, v in (said if isinstance(said, Mapping) else {"score": said}).items()}
         if self._pseudo is not None:

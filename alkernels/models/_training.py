@@ -7,7 +7,6 @@ import hashlib
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -19,7 +18,8 @@ from torch.utils.data import Dataset, IterableDataset, default_collate
 from tqdm import tqdm
 
 from alkernels._files import replacing
-from alkernels._inputs import as_tensor, check_flag, check_integer, is_numpy
+from alkernels._inputs import as_tensor, check_count, check_flag, is_numpy
+from alkernels.models._state import evaluating, keeping_modes, own_randomness
 from alkernels.models.posterior import derived_seed
 
 Optimizers = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
@@ -124,7 +124,7 @@ class Rows:
         """Of one input."""
         if self.dataset is None:
             return tuple(self.array.shape[1:])
-        with seeded(0):  # an item may be augmented at random
+        with own_randomness(0):  # an item may be augmented at random
             return tuple(self.gather(torch.zeros(1, dtype=torch.int64))[0].shape[1:])
 
     def fingerprint(self) -> str:
@@ -196,13 +196,6 @@ class Batches:
         self._waiting = list(state_dict["waiting"])
 
 
-def check_count(value: Any, name: str) -> int:
-    value = check_integer(value, name)
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
-    return value
-
-
 def place_of(*modules: nn.Module) -> tuple[torch.device, torch.dtype]:
     """The device and the floating type that modules compute with: those of their first floating parameter or buffer."""
     for module in modules:
@@ -216,39 +209,6 @@ def to_place(x: Tensor, place: tuple[torch.device, torch.dtype]) -> Tensor:
     """On the device; floating numbers in its type, and integers, such as those of words, as they are."""
     device, dtype = place
     return x.to(device, dtype if x.is_floating_point() else x.dtype)
-
-
-@contextmanager
-def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
-    """torch's global generators, of the CPU and of `device`, from this seed on; what they were, afterwards."""
-    cuda = device is not None and device.type == "cuda"
-    with torch.random.fork_rng(devices=[device.index] if device is not None and cuda else []):
-        # torch.manual_seed would seed all GPUs, too
-        torch.random.default_generator.manual_seed(seed)
-        if cuda:
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
-        yield
-
-
-@contextmanager
-def keeping_modes(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Afterwards each part is in training or evaluation mode as it was before."""
-    modes = [(part, part.training) for module in modules for part in module.modules()]
-    try:
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training
-
-
-@contextmanager
-def evaluating(*modules: nn.Module) -> Iterator[None]:
-    """Evaluation mode, without gradients."""
-    with keeping_modes(modules), torch.no_grad():
-        for module in modules:
-            module.eval()
-        yield
 
 
 def outputs_of(
@@ -383,7 +343,7 @@ def train(
     losses: dict[str, list[float]] = {}
     best: dict[str, Any] | None = None
     epoch = 0
-    with seeded(derived_seed(seed, "training"), device), keeping_modes(modules.values()):
+    with own_randomness(derived_seed(seed, "training")), keeping_modes(modules.values()):
         if path is not None and path.exists():
             saved = _load(path, record, epochs)
             for name, part in (modules | states).items():

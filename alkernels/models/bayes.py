@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from alkernels._inputs import check_flag, check_integer, check_number, seed_of
+from alkernels._inputs import check_count, check_flag, check_number, seed_of
 from alkernels.models.posterior import Forward, Outputs, Posterior, derived_seed
 from alkernels.strategies._arguments import check_above_zero, check_one_of
 
@@ -410,9 +410,7 @@ def minibatch_weights(count: int, kind: str = "uniform") -> Tensor:
     >>> minibatch_weights(3, "blundell")
     tensor([0.5714, 0.2857, 0.1429], dtype=torch.float64)
     """
-    count = check_integer(count, "count")
-    if count < 1:
-        raise ValueError(f"count must be at least 1, got {count}")
+    count = check_count(count, "count")
     if check_one_of(kind, "kind", _KINDS) == "uniform":
         return torch.full((count,), 1 / count, dtype=torch.float64)
     # 2**(M - i) / (2**M - 1) without the large powers
@@ -548,9 +546,7 @@ class BayesByBackprop(Posterior):
     def __init__(self, model: nn.Module, draws: int = 100, *, generator: torch.Generator | int | None = None) -> None:
         _layers(model)
         self.model = model
-        self.count = check_integer(draws, "draws")
-        if self.count < 1:
-            raise ValueError(f"draws must be at least 1, got {self.count}")
+        self.count = check_count(draws, "draws")
         self._seed = seed_of(generator)
 
     @property

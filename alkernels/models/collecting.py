@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampler
 from tqdm import tqdm
 
-from alkernels._inputs import check_integer
+from alkernels._inputs import check_count
+from alkernels.models._state import evaluating
 from alkernels.models.dropout import MCDropout
 from alkernels.models.posterior import Posterior
 from alkernels.strategies._arguments import check_one_of
@@ -135,9 +136,7 @@ def collect(
         check_one_of(spatial, "spatial", ("mean",))
     if not isinstance(model, (nn.Module, Posterior)):
         raise TypeError(f"model must be a torch.nn.Module or a posterior, got {type(model).__name__}")
-    batch_size = check_integer(batch_size, "batch_size")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    batch_size = check_count(batch_size, "batch_size")
     wanted, besides = _wanted(needs, spatial is not None)
     source: nn.Module | Posterior = model if isinstance(model, Posterior) else _unwrapped(model)
     if not isinstance(source, Posterior) and (any(name in _OF_DRAWS for name in wanted) or targets is not None):
@@ -235,7 +234,7 @@ class _Run:
         with (
             sink,
             torch.random.fork_rng(devices=devices),
-            evaluating(self.networks),
+            evaluating(*self.networks),
             ExitStack() as stack,
             tqdm(total=count, desc="collect", unit="row", disable=not self.progress) as bar,
         ):
@@ -414,19 +413,6 @@ def _watched(modules: Iterable[nn.Module]) -> Iterator[list[_Seen]]:
             hook = module.register_forward_hook(lambda m, args, gave: seen.append(_Seen(m, args[0], gave)))
             hooks.callback(hook.remove)
         yield seen
-
-
-@contextmanager
-def evaluating(networks: list[nn.Module]) -> Iterator[None]:
-    """In evaluation mode, and each module as it was afterwards."""
-    flags = [(m, m.training) for network in networks for m in network.modules()]
-    try:
-        for network in networks:
-            network.eval()
-        yield
-    finally:
-        for module, training in flags:
-            module.training = training
 
 
 def _batches(loader: Any, batch_size: int) -> tuple[Iterable[Any], int | None]:

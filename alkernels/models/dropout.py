@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from alkernels._inputs import check_flag, check_integer, seed_of
+from alkernels._inputs import check_count, check_flag, seed_of
 from alkernels.models.ensembles import Ensemble
 from alkernels.models.posterior import Forward, Outputs, Posterior, derived_seed
 
@@ -76,9 +76,7 @@ class MCDropout(Posterior):
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-        self.draws = check_integer(draws, "draws")
-        if self.draws < 1:
-            raise ValueError(f"draws must be at least 1, got {draws}")
+        self.draws = check_count(draws, "draws")
         self.model = model
         self.consistent = check_flag(consistent, "consistent")
         self.seed = seed_of(generator)

@@ -15,7 +15,8 @@ from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts
 from torch.utils.data import Subset
 from tqdm import tqdm
 
-from alkernels._inputs import as_tensor, check_integer, seed_of
+from alkernels._inputs import as_tensor, check_count, seed_of
+from alkernels.models._state import own_randomness
 from alkernels.models.posterior import Forward, Outputs, Posterior, derived_seed
 
 Make = Callable[[], nn.Module]
@@ -29,13 +30,6 @@ def check_network(value: Any, name: str) -> nn.Module:
     return value
 
 
-def check_count(value: Any, name: str) -> int:
-    count = check_integer(value, name)
-    if count < 1:
-        raise ValueError(f"{name} must be at least 1, got {count}")
-    return count
-
-
 def check_callable(value: Any, name: str) -> None:
     if not callable(value):
         raise TypeError(f"{name} must be a function, got {type(value).__name__}")
@@ -47,20 +41,6 @@ def check_distinct(networks: list[nn.Module], name: str) -> None:
         if id(network) in first:
             raise ValueError(f"{name} must be distinct networks, got number {first[id(network)]} again as {number}")
         first[id(network)] = number
-
-
-@contextmanager
-def own_randomness(seed: int) -> Iterator[None]:
-    """Torch's global random numbers start from `seed`, on the CPU and on CUDA devices; afterwards as if never drawn."""
-    begun = torch.cuda.is_initialized()
-    devices = range(torch.cuda.device_count()) if begun else ()
-    try:
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(seed)
-            yield
-    finally:
-        if not begun:  # CUDA starts, or has started meanwhile, from the seed it was given last
-            torch.cuda.manual_seed_all(torch.initial_seed())
 
 
 def mean_logits(logits: list[Tensor]) -> Tensor:

@@ -10,14 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from alkernels._inputs import seed_of
+from alkernels._inputs import check_count, seed_of
 from alkernels.models._training import (
     Batches,
     History,
     Optimizers,
     Rows,
     Stateful,
-    check_count,
     described_optimizer,
     make_optimizer,
     place_of,

@@ -11,19 +11,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from alkernels._inputs import Array, check_integer, seed_of
+from alkernels._inputs import Array, check_count, check_integer, seed_of
+from alkernels.models._state import evaluating, own_randomness
 from alkernels.models._training import (
     Batches,
     History,
     Optimizers,
     Rows,
-    check_count,
     described_optimizer,
-    evaluating,
     make_optimizer,
     outputs_of,
     place_of,
-    seeded,
     to_place,
     train,
 )
@@ -167,7 +165,7 @@ class LossPrediction(nn.Module):
             raise ValueError(f"channels must have a width for each of {len(layers)} layers, got {len(channels)}")
         self.channels = tuple(check_count(c, "channels") for c in channels)
         device, dtype = place_of(model)
-        with seeded(derived_seed(seed_of(generator), "weights")):
+        with own_randomness(derived_seed(seed_of(generator), "weights")):
             self.narrowing = nn.ModuleList(nn.Linear(c, self.width) for c in self.channels)
             self.joining = nn.Linear(self.width * len(self.channels), 1)
         self.narrowing.to(device, dtype)
@@ -177,7 +175,7 @@ class LossPrediction(nn.Module):
         rows = Rows(example, "example", labeled=False)
         rows.check_some("its rows show how wide the layers are")
         x, _ = rows.gather(torch.arange(min(rows.count, 2)))
-        with evaluating(self.model), seeded(0, place_of(self.model)[0]), self._tapped() as tapped:
+        with evaluating(self.model), own_randomness(0), self._tapped() as tapped:
             self.model(to_place(x, place_of(self.model)))
         return [part.shape[1] for part in self._in_order(tapped)]
 

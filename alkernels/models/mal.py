@@ -9,18 +9,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from alkernels._inputs import Array, seed_of
+from alkernels._inputs import Array, check_count, seed_of
+from alkernels.models._state import own_randomness
 from alkernels.models._training import (
     Batches,
     History,
     Optimizers,
     Stateful,
-    check_count,
     described_optimizer,
     make_optimizer,
     outputs_of,
     place_of,
-    seeded,
     to_place,
     train,
 )
@@ -106,7 +105,7 @@ class CosineClassifier(nn.Module):
         super().__init__()
         self.temperature = check_above_zero(temperature, "temperature")
         width, classes = check_count(width, "width"), check_count(classes, "classes")
-        with seeded(derived_seed(seed_of(generator), "weights")):
+        with own_randomness(derived_seed(seed_of(generator), "weights")):
             self.weights = nn.Linear(width, classes, bias=False)
 
     def forward(self, features: Tensor) -> Tensor:

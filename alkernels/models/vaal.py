@@ -11,19 +11,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from alkernels._inputs import Array, seed_of
+from alkernels._inputs import Array, check_count, seed_of
+from alkernels.models._state import own_randomness
 from alkernels.models._training import (
     Batches,
     History,
     Optimizers,
     Rows,
     Stateful,
-    check_count,
     described_optimizer,
     make_optimizer,
     outputs_of,
     place_of,
-    seeded,
     to_place,
     train,
 )
@@ -39,7 +38,7 @@ __all__ = [
     "MlpVAE",
     "adversary_loss",
     "discriminator_loss",
-    "kl_divergence",
+    "latent_kl",
     "reconstruction_loss",
     "vae_loss",
 ]
@@ -87,7 +86,7 @@ def reconstruction_loss(reconstruction: Tensor, x: Tensor, *, reduction: str = "
     return squares.mean() if reduction == "official" else squares.flatten(1).sum(1).mean()
 
 
-def kl_divergence(mean: Tensor, log_variance: Tensor, *, reduction: str = "mean") -> Tensor:
+def latent_kl(mean: Tensor, log_variance: Tensor, *, reduction: str = "mean") -> Tensor:
     r"""How far normal latents are from the standard normal: ``-1/2 sum(1 + log_variance - mean^2 - variance)``.
 
     Parameters
@@ -147,7 +146,7 @@ def vae_loss(
     adversary_weight : float, default 1
         Weight of :func:`adversary_loss`: both kinds of rows are to look labelled.
     reduction : {"mean", "official"}, default "mean"
-        See :func:`reconstruction_loss` and :func:`kl_divergence`.
+        See :func:`reconstruction_loss` and :func:`latent_kl`.
 
     Returns
     -------
@@ -160,7 +159,7 @@ def vae_loss(
     return sum(
         (
             reconstruction_loss(part.reconstruction, part.x, reduction=reduction)
-            + beta * kl_divergence(part.mean, part.log_variance, reduction=reduction)
+            + beta * latent_kl(part.mean, part.log_variance, reduction=reduction)
             + adversary_weight * adversary_loss(part.logits)
             for part in (labeled, unlabeled)
         ),
@@ -244,7 +243,7 @@ class MlpVAE(VAE):
         width, latent, hidden = (
             check_count(v, n) for v, n in ((width, "width"), (latent, "latent"), (hidden, "hidden"))
         )
-        with seeded(derived_seed(seed_of(generator), "weights")):
+        with own_randomness(derived_seed(seed_of(generator), "weights")):
             encoder, decoder = (
                 nn.Sequential(
                     nn.Linear(before, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, after)
@@ -305,7 +304,7 @@ class ConvVAE(VAE):
                 f"got {height} x {width}; pad the images, or give fewer channels"
             )
         inner = (widths[-1], height // part, width // part)
-        with seeded(derived_seed(seed_of(generator), "weights")):
+        with own_randomness(derived_seed(seed_of(generator), "weights")):
             down: list[nn.Module] = []
             for before, after in zip([colors, *widths], widths, strict=False):
                 down += [nn.Conv2d(before, after, 4, 2, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
@@ -332,7 +331,7 @@ class Discriminator(nn.Module):
     def __init__(self, width: int, *, hidden: int = 512, generator: torch.Generator | int | None = None) -> None:
         super().__init__()
         self.width, hidden = check_count(width, "width"), check_count(hidden, "hidden")
-        with seeded(derived_seed(seed_of(generator), "weights")):
+        with own_randomness(derived_seed(seed_of(generator), "weights")):
             self.layers = nn.Sequential(
                 nn.Linear(self.width, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 1)
             )
@@ -362,7 +361,7 @@ class VAAL(nn.Module):
         Weight of the divergence.
     adversary_weight : float, default 1
     reduction : {"mean", "official"}, default "mean"
-        See :func:`reconstruction_loss` and :func:`kl_divergence`.
+        See :func:`reconstruction_loss` and :func:`latent_kl`.
     generator : torch.Generator or int, optional
         Decides the first weights of a new discriminator.
 
@@ -552,7 +551,7 @@ class VAAL(nn.Module):
                                 "reconstruction",
                                 reconstruction_loss(part.reconstruction, part.x, reduction=self.reduction),
                             ),
-                            ("kl", kl_divergence(part.mean, part.log_variance, reduction=self.reduction)),
+                            ("kl", latent_kl(part.mean, part.log_variance, reduction=self.reduction)),
                             ("adversary", adversary_loss(part.logits)),
                         ):
                             parts[name] = parts.get(name, 0) + value

@@ -52,7 +52,9 @@ def test_rank_correlation(data, strategy, measure, candidates):
     own = score(alk.collect(picked.proxy, data[0])["probs"])[rows]
     expected = spearmanr(own, score(target["probs"])[rows]).statistic
     assert picked.rank_correlation == pytest.approx(float(expected))
-    same = chosen.select(4, None, candidates=candidates, target=alk.collect(chosen.fit_proxy(None), data[0]), generator=0)
+    same = chosen.select(
+        4, None, candidates=candidates, target=alk.collect(chosen.fit_proxy(None), data[0]), generator=0
+    )
     assert same.rank_correlation != picked.rank_correlation
 
 

@@ -9,7 +9,8 @@ import torch
 from torch.nn import functional
 
 import alkernels as alk
-from alkernels.models._training import Batches, Rows, evaluating, outputs_of
+from alkernels.models._state import evaluating
+from alkernels.models._training import Batches, Rows, outputs_of
 from alkernels.models.fitting import fit
 from alkernels.models.loss_prediction import LossPrediction
 from alkernels.models.mal import MAL

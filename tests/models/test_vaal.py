@@ -44,14 +44,14 @@ class TestLosses:
         assert vaal.reconstruction_loss(*images).item() == pytest.approx(3)
 
     def test_divergence_by_hand(self):
-        assert vaal.kl_divergence(MEAN, LOG_VARIANCE).item() == pytest.approx((FIRST_KL + 2) / 2)
-        official = vaal.kl_divergence(MEAN, LOG_VARIANCE, reduction="official")
+        assert vaal.latent_kl(MEAN, LOG_VARIANCE).item() == pytest.approx((FIRST_KL + 2) / 2)
+        official = vaal.latent_kl(MEAN, LOG_VARIANCE, reduction="official")
         assert official.item() == pytest.approx(FIRST_KL + 2)
 
     def test_divergence_is_that_of_two_normals(self):
         normal = torch.distributions.Normal(MEAN, (0.5 * LOG_VARIANCE).exp())
         wanted = torch.distributions.kl_divergence(normal, torch.distributions.Normal(0.0, 1.0)).sum(1).mean()
-        assert vaal.kl_divergence(MEAN, LOG_VARIANCE).item() == pytest.approx(wanted.item())
+        assert vaal.latent_kl(MEAN, LOG_VARIANCE).item() == pytest.approx(wanted.item())
 
     def test_adversary_and_discriminator_by_hand(self):
         labeled, unlabeled = torch.tensor([0.0, 2.0]), torch.tensor([1.0])
@@ -74,8 +74,8 @@ class TestLosses:
         with pytest.raises(ValueError, match=r"reconstruction and x must be of the same shape .* got \(2, 3\) and \(1"):
             vaal.reconstruction_loss(RECONSTRUCTION, X[:1])
         with pytest.raises(ValueError, match="mean and log_variance must be of the same shape"):
-            vaal.kl_divergence(MEAN, LOG_VARIANCE[:, :1])
-        for function in (vaal.reconstruction_loss, vaal.kl_divergence):
+            vaal.latent_kl(MEAN, LOG_VARIANCE[:, :1])
+        for function in (vaal.reconstruction_loss, vaal.latent_kl):
             with pytest.raises(ValueError, match=r"reduction must be .* got 'sum'"):
                 function(X, X, reduction="sum")
 

@@ -148,3 +148,25 @@ def test_small_and_large_batches():
     assert mean[60, "margin"] >= mean[60, "random"] + 0.005 and mean[60, "badge"] >= mean[60, "random"] + 0.005, mean
     assert mean[360, "entropy"] <= mean[360, "random"] - 0.01, mean
     assert mean[360, "badge"] >= mean[360, "entropy"] + 0.01, mean
+
+
+def test_a_weak_proxy_ranks_as_its_target_does():
+    """Selection via proxy on MNIST: a quarter of the width and of the steps. Which rows come first may well differ."""
+    x, y = mnist()
+    pool, correlations, behind = torch.arange(1000, 5000), [], []
+    for seed in range(3):
+        known = balanced(y[:1000], 30, seed)
+        target = train_mlp(x[known], y[known], seed, 300)
+
+        def fit_proxy(rows, seed=seed):
+            return train_mlp(x[rows], y[rows], 100 + seed, 75, hidden=32)
+
+        chosen = alk.models.SelectionViaProxy(
+            "entropy", fit_proxy=fit_proxy, embed_proxy=lambda net: {"probs": net.probs(x[pool])}
+        )
+        picked = chosen.select(100, known, target={"probs": target.probs(x[pool])})
+        correlations.append(picked.rank_correlation)
+        behind.append(target.accuracy(x[pool], y[pool]) - picked.proxy.accuracy(x[pool], y[pool]))
+        assert len(picked.indices.unique()) == 100
+    assert np.mean(behind) > 0.02, behind  # it is a weak one
+    assert min(correlations) >= 0.5, correlations
