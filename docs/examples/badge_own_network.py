@@ -5,7 +5,7 @@ the last linear layer and hands out what the strategy needs. Here it is a small 
 and the pool has each of 1000 MNIST images four times with a little noise, as a pool from video would. One large batch
 is picked: the most uncertain rows are copies of each other, BADGE's are uncertain and different.
 
-About a minute on two cores; with --small a few seconds. Nothing is downloaded.
+About a minute on two cores; with --small ten seconds or so. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ for name in strategies:
         f"{points(gained[name]):>16}{points(beside) if name != 'random' else '':>18}"
     )
 
-# ---- the picture: the first 40 picks of the last seed, copies framed ----
+# ---- the picture: the first 40 picks of the last seed, drawn without their noise, copies framed ----
 
 figure = Figure(figsize=(11, 4.9), layout="constrained")
 for part, name in zip(figure.subfigures(1, 2, wspace=0.05), ["margin", "badge"], strict=True):
@@ -119,7 +119,7 @@ for part, name in zip(figure.subfigures(1, 2, wspace=0.05), ["margin", "badge"],
     part.suptitle(f"{name}: {len(set(shown))} different images of the first 40", fontsize=14)
     for k, axes in enumerate(part.subplots(5, 8).flat):
         again = shown[k] in shown[:k]
-        axes.imshow(pool[rows[k], 0], cmap="gray_r")
+        axes.imshow(images[copies[rows[k]], 0], cmap="gray_r")
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set(color="#D55E00" if again else "#BBBBBB", linewidth=3 if again else 1)
 figure.supxlabel("orange frame: a copy of an image that is in the batch already", fontsize=12, color="#D55E00")

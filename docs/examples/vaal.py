@@ -5,7 +5,7 @@ place. A variational autoencoder and a discriminator of labelled and unlabelled 
 nobody's predictions have a part in it. How many of the images picked are of the four digits without labels? Random
 picks say how many there are, and `k_center_greedy` on the pixels is the simple thing to do about it.
 
-About 2 minutes on two cores; with --small 10 seconds. Nothing is downloaded.
+About 2 minutes on two cores; with --small ten seconds or so. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ parser.add_argument("--small", action="store_true", help="fewer images and seeds
 parser.add_argument("--out", default="vaal.png", help="the picture (default: %(default)s)")
 parser.add_argument("--seed", type=int, default=0, help="decides all draws (default: 0)")
 args = parser.parse_args()
-seeds, rows, known, epochs = (2, 600, 100, 8) if args.small else (5, 2400, 240, 8)
+seeds, rows, known, epochs = (2, 600, 100, 8) if args.small else (5, 2000, 200, 8)
 
 pixels, labels = mnist_data()
 images = torch.from_numpy(pixels).float().view(-1, 1, 28, 28) / 255  # between 0 and 1
