@@ -1,4 +1,4 @@
-"""What is as it was afterwards: modes of modules, and torch's random numbers."""
+"""The state of networks: modes and random numbers that are as they were afterwards, and what wrappers hide."""
 
 from __future__ import annotations
 
@@ -41,3 +41,9 @@ def evaluating(*modules: nn.Module) -> Iterator[None]:
         for module in modules:
             module.eval()
         yield
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """What hooks are seen by: the module inside of torch.compile's and of data parallel ones."""
+    model = getattr(model, "_orig_mod", model)
+    return model.module if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)) else model

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, SequentialSampler
 from tqdm import tqdm
 
 from alkernels._inputs import check_count
-from alkernels.models._state import evaluating
+from alkernels.models._features import POOLING, Features
+from alkernels.models._state import evaluating, unwrapped
 from alkernels.models.dropout import MCDropout
 from alkernels.models.posterior import Posterior
 from alkernels.strategies._arguments import check_one_of
@@ -26,8 +27,9 @@ ARRAYS = ("probs", "log_probs", "features", "mc_probs", "votes", "scores", "labe
 _OF_HEAD = ("head_weight", "head_bias")
 _OF_DRAWS = ("mc_probs", "votes", "scores")
 _OF_LABELED = {"labeled_features": "features", "labeled_probs": "probs", "labels": "labels"}
+_ORDERED = "make it with shuffle=False, or hand over the Dataset"
 _OUTPUTS = ("logits", "probs", "log_probs")
-_POOLING = ("mean", "first", "flatten")
+_ENOUGH_ROWS = 4  # that look like probabilities by chance: once in 10^15
 
 
 def collect(
@@ -37,7 +39,7 @@ def collect(
     *,
     layer: str | None = None,
     pooling: str | None = None,
-    draws: int = 100,
+    draws: int | None = None,
     outputs: str = "logits",
     spatial: str | None = None,
     forward: Callable[[nn.Module, Any], Any] | None = None,
@@ -52,7 +54,8 @@ def collect(
     """Run a network over a pool once, and return the arrays that strategies take.
 
     The network runs on its own device in evaluation mode, without gradients. Afterwards it is as it was: training
-    flags of each module, hooks, BatchNorm's statistics, and torch's random state.
+    flags of each module, hooks, BatchNorm's statistics, and torch's random state (from which a default `generator`
+    takes one number).
 
     Parameters
     ----------
@@ -61,7 +64,8 @@ def collect(
         comes. Or posterior draws: :class:`~alkernels.models.MCDropout`, an ensemble, Bayes by backprop.
     loader : iterable of batches, Dataset, Tensor or ndarray
         The pool in order. A batch is a tensor, a tuple whose first entry is the input, or a mapping (all but
-        ``labels`` go to the network by name). A loader that shuffles or drops rows is refused.
+        ``labels`` go to the network by name). A loader that shuffles or drops rows, or has a sampler of another order,
+        is refused.
     needs : str or iterable of str, default "probs"
         Names of arrays, or strategies, which stand for the arrays that they need: ``"badge"``. The arrays:
 
@@ -80,8 +84,8 @@ def collect(
         How features that are not [B, D] become so. Default: maps [B, D, H, W] are averaged over space; sequences
         [B, T, D] are refused, as padding and order are the model's: "mean" averages over T, "first" takes its first
         entry, as of a [CLS] token.
-    draws : int, default 100
-        How many draws of dropout, where the network is not a posterior already.
+    draws : int, optional
+        How many draws of dropout, 100 by default, for a network that is not a posterior already.
     outputs : {"logits", "probs", "log_probs"}, default "logits"
         What the network gives.
     spatial : {"mean"}, optional
@@ -131,21 +135,25 @@ def collect(
     """
     check_one_of(outputs, "outputs", _OUTPUTS)
     if pooling is not None:
-        check_one_of(pooling, "pooling", _POOLING)
+        check_one_of(pooling, "pooling", POOLING)
     if spatial is not None:
         check_one_of(spatial, "spatial", ("mean",))
     if not isinstance(model, (nn.Module, Posterior)):
         raise TypeError(f"model must be a torch.nn.Module or a posterior, got {type(model).__name__}")
     batch_size = check_count(batch_size, "batch_size")
+    if draws is not None and isinstance(model, Posterior):
+        raise ValueError(f"draws must not be given for a posterior, which has {model.count}, got {draws}")
     wanted, besides = _wanted(needs, spatial is not None)
-    source: nn.Module | Posterior = model if isinstance(model, Posterior) else _unwrapped(model)
+    source: nn.Module | Posterior = model if isinstance(model, Posterior) else unwrapped(model)
     if not isinstance(source, Posterior) and (any(name in _OF_DRAWS for name in wanted) or targets is not None):
-        source = MCDropout(source, draws, generator=generator)
+        source = MCDropout(source, 100 if draws is None else draws, generator=generator)
     run = _Run(source, outputs, spatial, forward, layer, pooling, device, progress)
     folder = None if out is None else Path(out)
     arrays = run.over(loader, wanted, batch_size, folder)
     if labeled is not None:
         names_of = {name: of for name, of in _OF_LABELED.items() if name in besides}
+        if "labels" in wanted and "labels" in names_of:
+            raise ValueError("needs must not hold labels, the pool's, together with a strategy that takes the labelled")
         found = run.over(labeled, list(names_of.values()), batch_size, None if folder is None else folder / "labeled")
         arrays |= {name: found[of] for name, of in names_of.items()}
     if targets is not None:
@@ -185,12 +193,6 @@ def not_collected(entry: StrategyInfo) -> list[str]:
     return [group[0] for group in entry.needs if not given & {*group}]
 
 
-def _unwrapped(model: nn.Module) -> nn.Module:
-    """What hooks are seen by: the module inside of torch.compile's and of data parallel ones."""
-    model = getattr(model, "_orig_mod", model)
-    return model.module if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)) else model
-
-
 class _Run:
     """How a network is run, over one pool or several."""
 
@@ -206,21 +208,15 @@ class _Run:
         progress: bool,
     ) -> None:
         self.posterior = source if isinstance(source, Posterior) else None
-        self.network = source.network if isinstance(source, Posterior) else source
+        self.network = unwrapped(source.network if isinstance(source, Posterior) else source)
         self.networks = source.networks if isinstance(source, Posterior) else [source]
-        self.outputs, self.spatial, self.forward, self.pooling = outputs, spatial, forward, pooling
+        self.outputs, self.spatial, self.forward = outputs, spatial, forward
         self.progress = progress
-        self.layer = layer
-        self.tapped: nn.Module | None = None
-        if layer is not None:
-            known = [name for name, _ in self.network.named_modules() if name]
-            if layer not in known:
-                raise ValueError(f"layer must be a module of the network, got {layer!r}; there are {', '.join(known)}")
-            self.tapped = self.network.get_submodule(layer)
+        self.features = Features(self.network, layer, pooling)
+        self._rows = self._like_probabilities = 0
         tensor = next((t for t in [*self.network.parameters(), *self.network.buffers()]), None)
         self.where = torch.device("cpu") if tensor is None else tensor.device
         self.kept = self.where if device is None else torch.device(device)
-        self.head: nn.Linear | None = None
 
     def over(self, loader: Any, wanted: list[str], batch_size: int, folder: Path | None) -> dict[str, Any]:
         batches, count = _batches(loader, batch_size)
@@ -240,15 +236,15 @@ class _Run:
         ):
             outputs = stack.enter_context(self.posterior.drawing()) if drawn and self.posterior is not None else None
             for batch in batches:
-                with torch.inference_mode():
-                    rows = self._batch(batch, wanted, alone, outputs, averaged)
+                # not inference mode: constants that a network keeps from its first pass must serve in training, too
+                rows = self._batch(batch, wanted, alone, outputs, averaged)
                 if not rows:
                     break  # the head alone is wanted, and found
                 bar.update(sink.take(rows))
         arrays = sink.arrays(is_numpy)
         for name in _OF_HEAD:
             if name in wanted:
-                value = getattr(self.head, name.removeprefix("head_"))
+                value = getattr(self.features.head, name.removeprefix("head_"))
                 if value is None:
                     continue  # a head without biases
                 kept = value.detach().to(self.kept, copy=True)
@@ -268,14 +264,16 @@ class _Run:
 
         rows: dict[str, Tensor] = {}
         if alone:
-            with _watched(self._modules(alone)) as seen:
+            of_head = any(n in _OF_HEAD for n in alone)
+            if of_head or "features" in alone:
+                with self.features.watching(of_head) as calls:
+                    raw = forward(self.network)
+                if of_head or self.features.tapped is None:
+                    self.features.find_head(calls, raw, raw.log() if self.outputs == "probs" else raw)
+                if "features" in alone:
+                    rows["features"] = self.features.of(calls, raw)
+            else:
                 raw = forward(self.network)
-            calls = [s for s in seen if isinstance(s.module, nn.Linear)]
-            if self.head is None and self._needs_head(alone):
-                self._find_head(calls, raw)
-            if "features" in alone:
-                module = self.head if self.tapped is None else self.tapped
-                rows["features"] = self._features([s for s in seen if s.module is module], len(raw))
             if "probs" in alone or "log_probs" in alone:
                 rows["probs"], rows["log_probs"] = _averaged(*self._probabilities(raw))
         if outputs is not None:
@@ -309,63 +307,45 @@ class _Run:
                 "two classes stands for [0, z]: pass forward= that gives both"
             )
         values = raw.to(torch.promote_types(raw.dtype, torch.float32))
-        if values.isnan().any():
-            row = int(values.flatten(1).isnan().any(1).nonzero()[0])
-            raise ValueError(f"the network's outputs must not be NaN, got NaN in row {row} of a batch")
         if self.outputs == "logits":
-            if bool((values >= 0).all()) and bool(((values.sum(1) - 1).abs() < 1e-3).all()):
-                raise ValueError("outputs must be 'probs' for a network that gives probabilities, got 'logits'")
             probs, logs = values.softmax(1), values.log_softmax(1)
+            self._check_logits(raw)
         elif self.outputs == "probs":
             probs, logs = values, values.log()
         else:
             probs, logs = values.exp(), values
+        wrong = probs.isnan() if self.outputs == "logits" else ~(probs >= 0)
+        if wrong.any():
+            row = int(wrong.flatten(1).any(1).nonzero()[0])
+            bad = values[row][wrong[row]][0].item() if self.outputs != "logits" else _first_bad(values[row])
+            wanted = "probabilities" if self.outputs == "probs" else "numbers below infinity"
+            raise ValueError(f"the network's outputs must be {wanted}, got {bad} in row {row} of a batch")
+        if self.outputs != "logits":
+            apart = (probs.sum(1) - 1).abs()
+            if bool((apart > _tolerance(raw.dtype)).any()):
+                worst = probs.sum(1).flatten()[apart.flatten().argmax()].item()
+                raise ValueError(f"the network's outputs must be {self.outputs} that sum to 1, got {worst:.6g}")
         return probs, logs
 
-    def _features(self, seen: list[_Seen], rows: int) -> Tensor:
-        """[B, D]: what the layer gave, or what the head got."""
-        value = seen[-1].gave if self.layer is not None else seen[-1].got
-        value = value[0] if isinstance(value, (tuple, list)) else getattr(value, "last_hidden_state", value)
-        if not isinstance(value, Tensor) or value.dim() < 2 or len(value) != rows:
-            got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            where = f"layer {self.layer!r}" if self.layer is not None else "the last Linear layer"
-            raise ValueError(f"features of {where} must have one row for each of {rows} inputs, got {got}")
-        if value.dim() == 3 and self.pooling is None:
-            raise ValueError(
-                f"features must be [B, D] or maps, got the sequences {tuple(value.shape)}: say pooling='mean', 'first' "
-                "or 'flatten'"
-            )
-        if value.dim() > 2:
-            if self.pooling == "flatten":
-                value = value.flatten(1)
-            elif value.dim() == 3:
-                value = value.mean(1) if self.pooling == "mean" else value[:, 0]
-            else:
-                value = value.flatten(2).mean(2) if self.pooling != "first" else value.flatten(2)[:, :, 0]
-        return value
+    def _check_logits(self, raw: Tensor) -> None:
+        """Probabilities would pass for logits, and come out nearly uniform: seen by all rows of the pool being ones."""
+        self._rows += len(raw)
+        near = (raw.float().sum(1, keepdim=True) - 1).abs() <= _tolerance(raw.dtype)
+        likely = ((raw >= 0) & near).flatten(1).all(1)
+        self._like_probabilities += int(likely.sum())
+        if self._like_probabilities == self._rows >= _ENOUGH_ROWS:
+            raise ValueError("outputs must be 'probs' for a network that gives probabilities, got 'logits'")
 
-    def _needs_head(self, alone: list[str]) -> bool:
-        return any(n in _OF_HEAD for n in alone) or ("features" in alone and self.tapped is None)
 
-    def _modules(self, alone: list[str]) -> list[nn.Module]:
-        """What to watch: the layer, and all Linear layers as long as the head is not known."""
-        chosen: list[nn.Module] = [] if self.tapped is None or "features" not in alone else [self.tapped]
-        if self._needs_head(alone):
-            every = [m for m in self.network.modules() if isinstance(m, nn.Linear)]
-            chosen += every if self.head is None else [self.head]
-        return list(dict.fromkeys(chosen))
+def _tolerance(dtype: torch.dtype) -> float:
+    """How far a sum of probabilities is from 1 by rounding alone."""
+    return {torch.float16: 4e-3, torch.bfloat16: 3e-2}.get(dtype, 1e-3)
 
-    def _find_head(self, seen: list[_Seen], raw: Tensor) -> None:
-        """Which Linear layer is the head: the one that gave the outputs, or else the last with as many of them."""
-        gave = [s for s in seen if s.gave is raw] or [s for s in seen if s.module.weight.shape[0] == raw.shape[1]]
-        if not gave:
-            found = ", ".join(name for name, _ in self.network.named_modules() if name)
-            raise ValueError(
-                "the network must end in a torch.nn.Linear layer for features, head_weight and head_bias to be found, "
-                f"got none that gives {raw.shape[1]} scores; name the layer whose output the features are, layer=; "
-                f"there are {found or 'no modules'}"
-            )
-        self.head = gave[-1].module
+
+def _first_bad(row: Tensor) -> float:
+    """What softmax makes NaN of: NaN or infinity."""
+    bad = row[row.isnan() | (row == torch.inf)]
+    return bad.flatten()[0].item() if len(bad) else -torch.inf
 
 
 def _averaged(probs: Tensor, logs: Tensor) -> tuple[Tensor, Tensor]:
@@ -396,25 +376,6 @@ class _Variance:
         return self.squares.flatten(1).mean(1) / self.count
 
 
-class _Seen(NamedTuple):
-    """A call of a module."""
-
-    module: Any
-    got: Any
-    gave: Any
-
-
-@contextmanager
-def _watched(modules: Iterable[nn.Module]) -> Iterator[list[_Seen]]:
-    """The calls of some modules, in order."""
-    seen: list[_Seen] = []
-    with ExitStack() as hooks:
-        for module in modules:
-            hook = module.register_forward_hook(lambda m, args, gave: seen.append(_Seen(m, args[0], gave)))
-            hooks.callback(hook.remove)
-        yield seen
-
-
 def _batches(loader: Any, batch_size: int) -> tuple[Iterable[Any], int | None]:
     """Batches in the pool's order, and how many rows there are, where that is known."""
     if isinstance(loader, (Tensor, np.ndarray)):
@@ -422,18 +383,29 @@ def _batches(loader: Any, batch_size: int) -> tuple[Iterable[Any], int | None]:
             raise ValueError(f"loader must have at least one row, got shape {tuple(loader.shape)}")
         chunks = (loader[i : i + batch_size] for i in range(0, len(loader), batch_size))
         return (c if isinstance(c, Tensor) else torch.from_numpy(np.array(c)) for c in chunks), len(loader)
-    if isinstance(loader, Dataset) and not isinstance(loader, torch.utils.data.IterableDataset):
+    if isinstance(loader, Dataset):
         loader = DataLoader(loader, batch_size)
     if not isinstance(loader, DataLoader):
         if not isinstance(loader, Iterable):
             raise TypeError(f"loader must give batches, or be a Dataset or an array, got {type(loader).__name__}")
         return loader, None
-    if isinstance(loader.sampler, RandomSampler):
-        raise ValueError("loader must give the pool in order, got one that shuffles: make it with shuffle=False")
-    if not isinstance(loader.sampler, SequentialSampler) or loader.batch_size is None:
+    if isinstance(loader.dataset, IterableDataset):
+        if loader.drop_last:
+            raise ValueError("loader must give every row, got one with drop_last=True: make it without")
         return loader, None
-    count = len(loader.sampler)
-    if loader.drop_last and count % loader.batch_size:
+    batches = loader.batch_sampler
+    if batches is not None and type(batches) is not BatchSampler:
+        raise ValueError(
+            f"loader must give the pool in order, which {type(batches).__name__} is not known to: {_ORDERED}"
+        )
+    sampler: Any = loader.sampler if batches is None else batches.sampler
+    # a list of rows is an order of the caller's own
+    if not isinstance(sampler, (SequentialSampler, list, tuple, range, np.ndarray, Tensor)):
+        raise ValueError(f"loader must give the pool in order, got one with a {type(sampler).__name__}: {_ORDERED}")
+    if batches is None:
+        return loader, None  # each item is a batch
+    count = len(sampler)
+    if batches.drop_last and count % batches.batch_size:
         raise ValueError("loader must give every row, got one with drop_last=True: make it without")
     return loader, count
 
@@ -444,7 +416,8 @@ def _moved(batch: Any, device: torch.device) -> Any:
     if isinstance(batch, Mapping):
         return {name: _moved(value, device) for name, value in batch.items()}
     if isinstance(batch, (tuple, list)):
-        return type(batch)(_moved(value, device) for value in batch) if type(batch) in (tuple, list) else batch
+        moved = [_moved(value, device) for value in batch]
+        return type(batch)(*moved) if hasattr(batch, "_fields") else type(batch)(moved)
     return batch
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from alkernels._inputs import check_count, check_flag, seed_of
+from alkernels.models._state import unwrapped
 from alkernels.models.ensembles import Ensemble
 from alkernels.models.posterior import Forward, Outputs, Posterior, derived_seed
 
@@ -50,7 +51,8 @@ class MCDropout(Posterior):
     Notes
     -----
     Rows must lie along the first axis: networks that have time there (``batch_first=False``) are refused, when the
-    batch is of another length than time is.
+    batch is of another length than time is. Sequences [B, T, D] may be of any length T, and share the masks of the
+    places that they share; inputs of other shapes must be of one size.
 
     References
     ----------
@@ -77,7 +79,7 @@ class MCDropout(Posterior):
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
         self.draws = check_count(draws, "draws")
-        self.model = model
+        self.model = model if isinstance(model, Ensemble) else unwrapped(model)
         self.consistent = check_flag(consistent, "consistent")
         self.seed = seed_of(generator)
         for network in self.networks:
@@ -91,7 +93,7 @@ class MCDropout(Posterior):
 
     @property
     def networks(self) -> list[nn.Module]:
-        return self.model.networks if isinstance(self.model, Ensemble) else [self.model]
+        return [unwrapped(m) for m in self.model.networks] if isinstance(self.model, Ensemble) else [self.model]
 
     @property
     def network(self) -> nn.Module:
@@ -114,7 +116,11 @@ class MCDropout(Posterior):
                     yield logits
                 some.draw = None
 
+        # the encoder's fused path knows neither dropout nor hooks
+        fused = torch.backends.mha.get_fastpath_enabled()
         with ExitStack() as hooks:
+            hooks.callback(torch.backends.mha.set_fastpath_enabled, fused)
+            torch.backends.mha.set_fastpath_enabled(False)
             for network, some in zip(self.networks, masks, strict=True):
                 for name, module in _dropouts(network).items():
                     hooks.callback(module.register_forward_hook(some.hook(name)).remove)
@@ -135,6 +141,7 @@ class _Masks:
         self.calls: dict[str, int] = defaultdict(int)  # a module that runs twice in a pass drops apart
         self.generators: dict[tuple[str, int, int], torch.Generator] = {}
         self.shapes: dict[str, torch.Size] = {}
+        self.rests: dict[tuple[str, int], torch.Size] = {}
 
     def begin(self, draw: int) -> None:
         self.draw = draw
@@ -156,6 +163,15 @@ class _Masks:
             call = self.calls[name]
             self.calls[name] += 1
             self.shapes[name] = x.shape
+            if self.consistent and not isinstance(module, _BY_CHANNEL):
+                # masks of sequences [B, T, D] begin alike for all T; those of other shapes have nothing in common
+                rest = self.rests.setdefault((name, call), x.shape[2:])
+                if rest != x.shape[2:]:
+                    raise ValueError(
+                        f"what dropout {name!r} gets must be of one shape for a draw to be one network, got "
+                        f"[.., {', '.join(map(str, rest))}] and [.., {', '.join(map(str, x.shape[2:]))}]; "
+                        "consistent=False drops anew for each row"
+                    )
             kept = self._kept(module, x.shape, (name, call, self.draw)).to(x.device)
             if not isinstance(module, _ALPHA):
                 return x * (kept * (1 / (1 - module.p) if module.p < 1 else 0.0)).to(x.dtype)
