@@ -3,6 +3,7 @@
 #   VENV=.venv                the virtual environment to make and use
 #   PYTHON=path/to/python     use this interpreter's environment as it is instead; its torch is kept
 #   TORCH=torch==2.13.0       what to ask pip for where there is no torch yet
+#   ARGS=--small              what to pass on to the scripts of `make examples`
 
 VENV ?= .venv
 TORCH ?= torch==2.13.0
@@ -13,7 +14,7 @@ else
 endif
 PIP := $(PY) -m pip --disable-pip-version-check
 
-.PHONY: demo test lint bench docs check-cuda emulate clean
+.PHONY: demo test lint bench docs examples check-cuda emulate clean
 
 demo: .setup-demo
 	$(PY) -m alkernels demo
@@ -32,6 +33,12 @@ bench: .setup-bench
 
 docs: .setup-docs
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict -f docs/mkdocs.yml
+
+examples: .setup-examples
+	@mkdir -p build/examples
+	set -e; for script in docs/examples/*.py; do \
+	  echo "== $$script"; $(PY) $$script --out build/examples/$$(basename $$script .py).png $(ARGS); \
+	done
 
 check-cuda: .setup-test
 	PYTHON="$(PY)" tests/check_cuda.sh
