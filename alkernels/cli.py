@@ -141,7 +141,7 @@ def _parser() -> argparse.ArgumentParser:
         " (default: both)",
     )  # fmt: skip
     _add_curves(
-        demo, "alkernels-demo.png", strategies="margin entropy badge k_center_greedy typiclust", rounds=6, seeds=10
+        demo, "alkernels-demo.png", strategies="margin entropy badge k_center_greedy typiclust", rounds=6, seeds=6
     )
     demo.set_defaults(run=_demo)
 
