@@ -405,7 +405,7 @@ class TestSnapshotEnsemble:
             torch.manual_seed(0)
             network = linear()
             optimizer = torch.optim.SGD(network.parameters(), lr=0.5)
-            snapshots = SnapshotEnsemble(network, optimizer, cycle_length=4)
+            snapshots = SnapshotEnsemble(network, optimizer, cycle_length=3)
             rates = []
 
             def on_step():
@@ -435,7 +435,7 @@ class TestSnapshotEnsemble:
             return snapshots, rates
 
         whole, rates = run(None)
-        assert len(whole.snapshots) == 3
+        assert len(whole.snapshots) == 4
         run(tmp_path / "c.pt", stop)
         resumed, later = run(tmp_path / "c.pt")
         assert later == rates[stop // 2 * 2 :] and resumed.steps == 12
