@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import inspect
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import pickle
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -19,13 +23,15 @@ from tqdm import tqdm
 
 from alkernels._files import replacing
 from alkernels._inputs import as_tensor, check_count, check_flag, is_numpy
-from alkernels.models._state import evaluating, keeping_modes, own_randomness
+from alkernels.models._state import evaluating, keeping_modes, own_randomness, unwrapped
 from alkernels.models.posterior import derived_seed
 
 Optimizers = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
 
-_FORMAT = 1
+_FORMAT = 2
+_WHAT_TO_DO = "delete the file, or give another path"
 _ROWS_IN_A_FINGERPRINT = 64
+_ITEMS_IN_A_FINGERPRINT = 8  # each may have to be read from a file
 
 
 class Stateful(Protocol):
@@ -59,7 +65,8 @@ class Rows:
     Parameters
     ----------
     data : Tensor, ndarray, pair of them or Dataset
-        Inputs; where `labeled`, a pair of inputs and labels, or a Dataset that gives such pairs.
+        Inputs; where `labeled`, a pair of inputs and labels, or a Dataset that gives such pairs. What has a length and
+        items is a Dataset, too, unless it is a sequence or a mapping.
     name : str
         The argument's name, for errors.
     labeled : bool
@@ -69,10 +76,10 @@ class Rows:
     def __init__(self, data: Any, name: str, *, labeled: bool) -> None:
         self.name = name
         self.labeled = labeled
-        self.dataset: Dataset | None = None
+        self.dataset: Any = None
         self.labels: Tensor | None = None
-        if isinstance(data, Dataset):
-            if isinstance(data, IterableDataset) or not hasattr(data, "__len__"):
+        if isinstance(data, Dataset) or is_map_style(data):
+            if not is_map_style(data):
                 raise TypeError(f"{name} must be a map-style Dataset with a length, got {type(data).__name__}")
             self.dataset = data
         elif labeled:
@@ -90,7 +97,7 @@ class Rows:
 
     @property
     def count(self) -> int:
-        return len(self.array) if self.dataset is None else len(self.dataset)  # type: ignore[arg-type]
+        return len(self.array) if self.dataset is None else len(self.dataset)
 
     def check_some(self, what: str) -> None:
         """Raises where there is no row."""
@@ -130,18 +137,32 @@ class Rows:
     def fingerprint(self) -> str:
         """What tells these data from others cheaply: the number of rows, their shape, labels, and some of them.
 
-        Items of a Dataset are not compared, as they may be augmented at random.
+        Inputs of a Dataset are not compared, as they may be augmented at random, but labels of some of its items are.
         """
         digest = hashlib.blake2b(digest_size=8)
+        some = _ROWS_IN_A_FINGERPRINT if self.dataset is None else _ITEMS_IN_A_FINGERPRINT
+        rows = torch.linspace(0, self.count - 1, min(self.count, some), dtype=torch.float64).long()
+        shape = " x ".join(map(str, (self.count, *self.row_shape)))
         if self.dataset is None:
-            rows = torch.linspace(
-                0, self.count - 1, min(self.count, _ROWS_IN_A_FINGERPRINT), dtype=torch.float64
-            ).long()
             digest.update(_bytes(self.gather(rows)[0]))
             if self.labels is not None:
                 digest.update(_bytes(self.labels))
-        shape = " x ".join(map(str, (self.count, *self.row_shape)))
-        return shape if self.dataset is not None else f"{shape}, content {digest.hexdigest()}"
+            return f"{shape}, content {digest.hexdigest()}"
+        if not self.labeled:
+            return shape
+        with own_randomness(0):
+            for row in rows.split(1):  # inputs may differ in shape from item to item
+                labels = self.gather(row)[1]
+                assert labels is not None
+                digest.update(_bytes(labels))
+        return f"{shape}, labels {digest.hexdigest()}"
+
+
+def is_map_style(data: Any) -> bool:
+    """Whether it has rows by index, and is neither an array nor a sequence or mapping of other things."""
+    if isinstance(data, (Tensor, np.ndarray, tuple, list, str, bytes, Mapping, IterableDataset)):
+        return False
+    return hasattr(data, "__len__") and hasattr(data, "__getitem__")
 
 
 def _check_array(array: Any, name: str) -> Tensor | np.ndarray:
@@ -221,8 +242,8 @@ def outputs_of(
     function : callable
         Takes a batch, on the modules' device, and gives tensors with a row for each of the batch's.
     x : Tensor, ndarray, Dataset or iterable of batches
-        Of a batch or an item that is a tuple the first entry is taken. Results of a Dataset and of batches are on the
-        CPU.
+        Of a batch or an item that is a tuple the first entry is taken. A DataLoader that shuffles or drops rows is
+        refused. Results of a Dataset and of batches are on the CPU.
     modules : sequence of Module
     batch_size : int
     """
@@ -230,16 +251,19 @@ def outputs_of(
     place = place_of(*modules)
     target = x.device if isinstance(x, Tensor) else torch.device("cpu")
     batches: Iterable[Any]
-    if isinstance(x, (Tensor, np.ndarray, Dataset)):
+    if isinstance(x, (Tensor, np.ndarray, Dataset)) or is_map_style(x):
         rows = Rows(x, "x", labeled=False)
         rows.check_some("there is nothing to predict")
         batches = rows.tiles(batch_size)
-    elif isinstance(x, Iterable):
-        batches = x
+    elif isinstance(x, Iterable) and not isinstance(x, (tuple, str, Mapping)):
+        from alkernels.models.collecting import _batches  # which imports what imports this module
+
+        batches, _ = _batches(x, batch_size)
     else:
         raise TypeError(f"x must be a tensor, an array, a Dataset or batches of a DataLoader, got {_described(x)}")
     parts = []
-    with evaluating(*modules):
+    # a loader draws a seed, and items may be augmented at random
+    with evaluating(*modules), torch.random.fork_rng(devices=[place[0]] if place[0].type == "cuda" else []):
         for batch in batches:
             inputs = batch[0] if isinstance(batch, (tuple, list)) else batch
             if not isinstance(inputs, Tensor):
@@ -265,12 +289,53 @@ def make_optimizer(optimizer: Optimizers | None, default: Optimizers, *modules: 
     made = (default if optimizer is None else optimizer)(parameters)
     if not isinstance(made, torch.optim.Optimizer):
         raise TypeError(f"optimizer must give a torch.optim.Optimizer, got {_described(made)}")
+    # the class's, as schedulers wrap the object's
+    _, *wanted = inspect.signature(type(made).step).parameters.values()
+    if any(p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD for p in wanted):
+        raise TypeError(f"optimizer must take steps without a closure, got {_described(made)}, whose step needs one")
     return made
 
 
 def described_optimizer(optimizer: torch.optim.Optimizer) -> str:
-    groups = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    groups = [
+        {key: without_numpy(value) for key, value in group.items() if key != "params"}
+        for group in optimizer.param_groups
+    ]
     return f"{type(optimizer).__name__} {groups[0] if len(groups) == 1 else groups}"
+
+
+def without_numpy(value: Any) -> Any:
+    """The same with Python's numbers in place of NumPy's, which a checkpoint cannot hold; copied where it differs."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, dict):
+        items = [(without_numpy(key), without_numpy(entry)) for key, entry in value.items()]
+        if all(a is key and b is entry for (a, b), (key, entry) in zip(items, value.items(), strict=True)):
+            return value
+        made = copy.copy(value)  # of its own kind
+        made.clear()
+        for key, entry in items:
+            made[key] = entry
+        return made
+    if type(value) in (list, tuple):
+        entries = [without_numpy(entry) for entry in value]
+        same = all(a is b for a, b in zip(entries, value, strict=True))
+        return value if same else type(value)(entries)
+    return value
+
+
+def described_settings(settings: Any, name: str) -> dict[str, str]:
+    """What of a state that was not used yet is plain numbers, words and containers of them, by name."""
+    settings = without_numpy(settings)
+    return {f"{name}.{key}": repr(value) for key, value in settings.items() if _is_plain(value)}
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(_is_plain(entry) for entry in value.values())
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (bool, int, float, str))
 
 
 def train(
@@ -298,12 +363,13 @@ def train(
     step : callable
         Does one training step, given the epoch, and gives its losses by name.
     modules : dict of str to Module
-        They are put into training mode before each epoch, and afterwards each part is in the mode that it was in.
+        They train in training mode: all of a module that is in evaluation mode, while parts in evaluation mode of one
+        that is not stay in it. Afterwards each part is in the mode that it was in.
     states : dict of str to object with state_dict and load_state_dict
         What else a checkpoint has to hold: optimizers, schedulers, minibatches, trackers.
     configuration : dict
-        What a checkpoint must agree with; values are compared by their ``repr``. Shapes of parameters, the number of
-        steps and `patience` are added.
+        What a checkpoint must agree with; values are compared by their ``repr``. Shapes and types of what modules save,
+        the number of steps and `patience` are added.
     epochs, steps : int
         How many epochs, and steps an epoch.
     seed : int
@@ -329,16 +395,29 @@ def train(
     RuntimeError
         A loss is not finite.
     ValueError
-        A checkpoint of another configuration, or of more epochs than asked for.
+        A checkpoint of another configuration, or of more epochs than asked for; a state that a checkpoint cannot hold.
+
+    Notes
+    -----
+    A checkpoint is written before the first step, too, so that a run that is cut off in its first epoch can start from
+    the same weights. Where the first epoch ends in an error, it is removed: nothing was trained.
     """
     epochs = check_count(epochs, "epochs")
     patience = None if patience is None else check_count(patience, "patience")
     progress = check_flag(progress, "progress")
     path = None if checkpoint is None else _check_path(checkpoint)
-    record = {name: str(value) if isinstance(value, str) else repr(value) for name, value in configuration.items()}
+    record = {
+        name: str(value) if isinstance(value, str) else repr(without_numpy(value))
+        for name, value in configuration.items()
+    }
     record |= {"steps an epoch": repr(steps), "patience": repr(patience), "format": repr(_FORMAT)}
     for name, module in modules.items():
-        record |= {f"{name}.{key}": f"of shape {tuple(p.shape)}" for key, p in module.named_parameters()}
+        record |= {
+            f"{name}.{key}": f"{value.dtype} of shape {tuple(value.shape)}"
+            for key, value in module.state_dict().items()
+            if isinstance(value, Tensor)
+        }
+    parts = modules | states
     device = place_of(*modules.values())[0]
     losses: dict[str, list[float]] = {}
     best: dict[str, Any] | None = None
@@ -346,60 +425,71 @@ def train(
     with own_randomness(derived_seed(seed, "training")), keeping_modes(modules.values()):
         if path is not None and path.exists():
             saved = _load(path, record, epochs)
-            for name, part in (modules | states).items():
-                part.load_state_dict(saved["states"][name])
+            _put_back(parts, saved["states"], path)
             torch.set_rng_state(saved["random"]["cpu"])
             if device.type == "cuda" and "cuda" in saved["random"]:
                 torch.cuda.set_rng_state(saved["random"]["cuda"], device)
             losses, best, epoch = saved["losses"], saved["best"], saved["epoch"]
-        written = False
+
+        def write() -> None:
+            if path is None:
+                return
+            random = {"cpu": torch.get_rng_state()}
+            if device.type == "cuda":
+                random["cuda"] = torch.cuda.get_rng_state(device)
+            content = {
+                "configuration": record,
+                "states": {name: part.state_dict() for name, part in parts.items()},
+                "random": random,
+                "losses": losses,
+                "best": best,
+                "epoch": epoch,
+            }
+            # the first steps make states of optimizers, and what cannot be loaded is found before it is needed
+            _write(path, without_numpy(content), check=epoch <= first + 1)
+
+        for module in modules.values():
+            if not unwrapped(module).training:
+                module.train()
+        modes = [(part, part.training) for module in modules.values() for part in module.modules()]
+        first = epoch
+        if path is not None and not path.exists():
+            write()
         bar = tqdm(total=epochs * steps, initial=epoch * steps, desc=description, unit="step", disable=not progress)
-        with bar:
-            while epoch < epochs and (patience is None or best is None or epoch - 1 - best["epoch"] < patience):
-                for module in modules.values():
-                    module.train()
-                sums: dict[str, Tensor] = {}
-                for i in range(steps):
-                    for name, value in step(epoch).items():
-                        value = value.detach().double()
-                        sums[name] = sums[name] + value if name in sums else value
-                    if progress:
-                        bar.set_postfix({name: f"{float(value) / (i + 1):.4g}" for name, value in sums.items()})
-                    bar.update()
-                means = {name: float(value) / steps for name, value in sums.items()}
-                with evaluating(*modules.values()):
-                    if validate is not None:
-                        means["validation"] = validate()
-                    _check_losses(means, epoch)
-                    if on_epoch is not None:
-                        on_epoch()
-                value_watched = means[watched if validate is None else "validation"]
-                for scheduler in schedulers:
-                    scheduler.step(*([value_watched] if isinstance(scheduler, ReduceLROnPlateau) else []))
-                for name, mean in means.items():
-                    losses.setdefault(name, []).append(mean)
-                if patience is not None and (best is None or value_watched < best["value"]):
-                    weights = {name: copy.deepcopy(module.state_dict()) for name, module in modules.items()}
-                    best = {"value": value_watched, "epoch": epoch, "modules": weights}
-                epoch += 1
-                if path is not None:
-                    random = {"cpu": torch.get_rng_state()}
-                    if device.type == "cuda":
-                        random["cuda"] = torch.cuda.get_rng_state(device)
-                    content = {
-                        "configuration": record,
-                        "states": {name: part.state_dict() for name, part in (modules | states).items()},
-                        "random": random,
-                        "losses": losses,
-                        "best": best,
-                        "epoch": epoch,
-                    }
-                    with replacing(path, "checkpoint") as file:
-                        torch.save(content, file)
-                    if not written:
-                        # what cannot be loaded is found now, and not when it is needed
-                        _load(path, record, epochs)
-                        written = True
+        try:
+            with bar:
+                while epoch < epochs and (patience is None or best is None or epoch - 1 - best["epoch"] < patience):
+                    for part, training in modes:  # what the caller's functions did to them
+                        part.training = training
+                    sums: dict[str, Tensor] = {}
+                    for i in range(steps):
+                        for name, value in step(epoch).items():
+                            value = value.detach().double()
+                            sums[name] = sums[name] + value if name in sums else value
+                        if progress:
+                            bar.set_postfix({name: f"{float(value) / (i + 1):.4g}" for name, value in sums.items()})
+                        bar.update()
+                    means = {name: float(value) / steps for name, value in sums.items()}
+                    with evaluating(*modules.values()):
+                        if validate is not None:
+                            means["validation"] = validate()
+                        _check_losses(means, epoch)
+                        if on_epoch is not None:
+                            on_epoch()
+                    value_watched = means[watched if validate is None else "validation"]
+                    for scheduler in schedulers:
+                        scheduler.step(*([value_watched] if isinstance(scheduler, ReduceLROnPlateau) else []))
+                    for name, mean in means.items():
+                        losses.setdefault(name, []).append(mean)
+                    if patience is not None and (best is None or value_watched < best["value"]):
+                        weights = {name: copy.deepcopy(module.state_dict()) for name, module in modules.items()}
+                        best = {"value": value_watched, "epoch": epoch, "modules": weights}
+                    epoch += 1
+                    write()
+        except Exception:
+            if path is not None and epoch == 0:  # nothing was trained; an interrupted run is another matter
+                path.unlink(missing_ok=True)
+            raise
         if best is not None:
             for name, module in modules.items():
                 module.load_state_dict(best["modules"][name])
@@ -424,19 +514,71 @@ def _check_path(checkpoint: Any) -> Path:
         raise IsADirectoryError(f"checkpoint must be a file, got {path}, a directory")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"checkpoint must be in an existing folder, got {path}")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise PermissionError(f"checkpoint must be in a folder that can be written to, got {path}")
     return path
 
 
+def _write(path: Path, content: dict[str, Any], *, check: bool) -> None:
+    with replacing(path, "checkpoint") as file:
+        try:
+            torch.save(content, file)
+            if check:
+                file.flush()
+                torch.load(file.name, map_location="cpu", weights_only=True)
+        except OSError:
+            raise
+        except Exception as error:  # what cannot be pickled or loaded raises what it likes
+            found = _not_to_be_loaded(content["states"], "")
+            if found is None and not isinstance(error, pickle.PickleError):
+                raise
+            raise ValueError(
+                f"checkpoint {path} cannot hold {found or 'all states'}; states must be of tensors, numbers, strings "
+                "and containers of them"
+            ) from error
+
+
+def _not_to_be_loaded(value: Any, name: str) -> str | None:
+    """The first entry of a state that is no tensor, number or string: its name and type."""
+    if isinstance(value, dict):
+        return next(
+            filter(None, (_not_to_be_loaded(v, f"{name}.{k}" if name else str(k)) for k, v in value.items())), None
+        )
+    if isinstance(value, (list, tuple, set)):
+        return next(filter(None, (_not_to_be_loaded(v, f"{name}[{i}]") for i, v in enumerate(value))), None)
+    fine = (Tensor, bool, int, float, complex, str, bytes, torch.dtype, torch.device)
+    return None if value is None or isinstance(value, fine) else f"{name}, which is a {type(value).__name__}"
+
+
+def _put_back(parts: Mapping[str, Stateful], saved: dict[str, Any], path: Path) -> None:
+    """All states or none of them."""
+    before = {name: copy.deepcopy(part.state_dict()) for name, part in parts.items()}
+    name = ""
+    try:
+        for name, part in parts.items():
+            part.load_state_dict(saved[name])
+    except Exception as error:
+        for other, state in before.items():
+            with suppress(Exception):  # the one that did not fit may take nothing
+                parts[other].load_state_dict(state)
+            if other == name:
+                break
+        raise ValueError(
+            f"checkpoint {path} does not fit {name}: {str(error) or type(error).__name__}; {_WHAT_TO_DO}"
+        ) from error
+
+
 def _load(path: Path, record: dict[str, str], epochs: int) -> dict[str, Any]:
-    what_to_do = "delete the file, or give another path"
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # what a damaged file makes torch raise is documented nowhere
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise ValueError(f"checkpoint {path} cannot be loaded with weights_only: {reason}; {what_to_do}") from error
+        # torch's message advises to load it unsafely
+        whole = zipfile.is_zipfile(path)
+        reason = "it holds more than tensors and plain containers of them" if whole else "it is not complete"
+        raise ValueError(f"checkpoint {path} cannot be loaded: {reason}; {_WHAT_TO_DO}") from error
     found = saved.get("configuration") if isinstance(saved, dict) else None
     if not isinstance(found, dict):
-        raise ValueError(f"checkpoint {path} is none of this library; {what_to_do}")
+        raise ValueError(f"checkpoint {path} is none of this library; {_WHAT_TO_DO}")
     differing = [
         f"{name} was {found.get(name, 'not there')} and is {record.get(name, 'not there')} now"
         for name in (record | found)
@@ -444,10 +586,10 @@ def _load(path: Path, record: dict[str, str], epochs: int) -> dict[str, Any]:
     ]
     if differing:
         shown = ", ".join(differing[:3]) + (f" and {len(differing) - 3} more" if len(differing) > 3 else "")
-        raise ValueError(f"checkpoint {path} is of another run: {shown}; {what_to_do}")
+        raise ValueError(f"checkpoint {path} is of another run: {shown}; {_WHAT_TO_DO}")
     if saved["epoch"] > epochs:
         raise ValueError(
             f"checkpoint {path} is of {saved['epoch']} epochs, and epochs is {epochs} now: it cannot go back; "
-            f"{what_to_do}"
+            f"{_WHAT_TO_DO}"
         )
     return saved

@@ -331,8 +331,8 @@ def kl_divergence(model: nn.Module, *, closed_form: bool | None = None) -> Tenso
         Whether to compute :math:`\log(\sigma_p / \sigma) + (\sigma^2 + \mu^2) / (2 \sigma_p^2) - 1/2`, which needs
         Gaussian priors, or to estimate :math:`\log q(w) - \log p(w)` at one draw, without bias. The draw is that of the
         layer's last forward in training mode, so that one draw serves the whole loss; with "local" sampling, which
-        draws no weights, and before the first forward, it is a new one, from torch's global random numbers. Default:
-        closed form for layers with a Gaussian prior, one draw for the others.
+        draws no weights, before the first forward, and after one in inference mode, it is a new one, from torch's
+        global random numbers. Default: closed form for layers with a Gaussian prior, one draw for the others.
 
     Returns
     -------
@@ -372,7 +372,9 @@ def kl_divergence(model: nn.Module, *, closed_form: bool | None = None) -> Tenso
                 parts.append((0.5 * (ratio.square() + (mean / prior.sigma).square() - 1) - ratio.log()).sum())
                 continue
             noise = getattr(layer, f"{part}_noise")
-            if noise is None or layer.sampling == "local":
+            # no gradient could pass what was drawn in inference mode
+            lost = noise is not None and noise.is_inference() and not torch.is_inference_mode_enabled()
+            if noise is None or lost or layer.sampling == "local":
                 noise = torch.randn_like(mean)
             drawn = mean + deviation * noise
             parts.append((_log_normal(drawn, mean, deviation) - prior.log_prob(drawn)).sum())
@@ -448,6 +450,8 @@ def to_bayesian(
     >>> from alkernels.models.bayes import to_bayesian
     >>> to_bayesian(torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3)))[2]
     BayesLinear(in_features=8, out_features=3, bias=True, prior=GaussianPrior(sigma=1.0), sampling='local')
+
+    :class:`BayesByBackprop` has an example of its training.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a network (torch.nn.Module), got {type(model).__name__}")
@@ -537,10 +541,17 @@ class BayesByBackprop(Posterior):
 
     Examples
     --------
-    >>> import torch
-    >>> from alkernels.models.bayes import BayesByBackprop, to_bayesian
-    >>> BayesByBackprop(to_bayesian(torch.nn.Linear(4, 3)), draws=20, generator=0).count
-    20
+    >>> import torch, alkernels as alk
+    >>> from alkernels.models.bayes import BayesByBackprop, kl_divergence, to_bayesian
+    >>> x, y = torch.randn(20, 4), torch.randint(3, (20,))
+    >>> network = to_bayesian(torch.nn.Linear(4, 3))
+    >>> def batch_loss(network, x, y):
+    ...     # a row's share of minus the evidence lower bound, for 20 rows in all
+    ...     return torch.nn.functional.cross_entropy(network(x), y) + kl_divergence(network) / 20
+    >>> history = alk.models.fit(network, (x, y), epochs=5, batch_loss=batch_loss)
+    >>> posterior = BayesByBackprop(network, draws=20, generator=0)
+    >>> alk.collect(posterior, x, "mc_probs")["mc_probs"].shape
+    torch.Size([20, 20, 3])
     """
 
     def __init__(self, model: nn.Module, draws: int = 100, *, generator: torch.Generator | int | None = None) -> None:

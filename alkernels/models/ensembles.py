@@ -15,13 +15,14 @@ from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts
 from torch.utils.data import Subset
 from tqdm import tqdm
 
-from alkernels._inputs import as_tensor, check_count, seed_of
+from alkernels._inputs import as_tensor, check_count, check_flag, seed_of
 from alkernels.models._state import own_randomness
+from alkernels.models._training import History
 from alkernels.models.posterior import Forward, Outputs, Posterior, derived_seed
 
 Make = Callable[[], nn.Module]
 # Trains a network, in place or not.
-Fit = Callable[[nn.Module, Any], "nn.Module | None"]
+Fit = Callable[[nn.Module, Any], "nn.Module | History | None"]
 
 
 def check_network(value: Any, name: str) -> nn.Module:
@@ -145,7 +146,8 @@ def naive_ensemble(
     make : callable
         ``make()`` gives a new network.
     fit : callable
-        ``fit(network, data)`` trains it, by any loop. It returns None or the trained network.
+        ``fit(network, data)`` trains it, by any loop. It returns None, the trained network, or what
+        :func:`alkernels.models.fit` does.
     data : object
         Goes to `fit` as it is.
     members : int, default 5
@@ -177,15 +179,10 @@ def naive_ensemble(
 
     Examples
     --------
-    >>> import torch
+    >>> import torch, alkernels as alk
     >>> from alkernels.models.ensembles import naive_ensemble
     >>> def fit(network, data):
-    ...     x, y = data
-    ...     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
-    ...     for _ in range(10):
-    ...         optimizer.zero_grad()
-    ...         torch.nn.functional.cross_entropy(network(x), y).backward()
-    ...         optimizer.step()
+    ...     return alk.models.fit(network, data, epochs=10)
     >>> data = torch.randn(20, 4), torch.randint(3, (20,))
     >>> naive_ensemble(lambda: torch.nn.Linear(4, 3), fit, data, members=3, generator=0).count
     3
@@ -220,7 +217,7 @@ def bootstrapped_ensemble(
     make : callable
         ``make()`` gives a new network.
     fit : callable
-        ``fit(network, drawn)`` trains it. It returns None or the trained network.
+        ``fit(network, drawn)`` trains it, and returns what it does in :func:`naive_ensemble`.
     data : pair of arrays or map-style dataset
         For ``(x, y)``, tensors or ndarrays of L rows each, `drawn` is such a pair again; for a dataset of L examples
         it is a :class:`torch.utils.data.Subset`.
@@ -297,10 +294,10 @@ def diversity_encouraging_ensemble(
     make : callable
         ``make()`` gives a new network.
     warm_up : callable
-        ``warm_up(network, data)`` trains it for the few epochs in common. It returns None or the trained network.
+        ``warm_up(network, data)`` trains it for the few epochs in common, and returns what `fit` does.
     fit : callable
-        ``fit(network, data)`` trains a copy to the end, with an optimizer of its own. It returns None or the trained
-        network.
+        ``fit(network, data)`` trains a copy to the end, with an optimizer of its own, and returns what it does in
+        :func:`naive_ensemble`.
     data : object
         Goes to `warm_up` and `fit` as it is.
     members : int, default 5
@@ -343,6 +340,7 @@ def diversity_encouraging_ensemble(
     check_callable(warm_up, "warm_up")
     check_callable(fit, "fit")
     check_count(members, "members")
+    check_flag(progress, "progress")
     seed = seed_of(generator)
     with own_randomness(derived_seed(seed, "base")):
         base = _trained(warm_up, check_network(make(), "what make() gives"), data, "warm_up")
@@ -355,6 +353,7 @@ def diversity_encouraging_ensemble(
 
 def _train(train: Callable[[int], nn.Module], members: int, seed: int, name: str, progress: bool) -> Ensemble:
     count = check_count(members, "members")
+    progress = check_flag(progress, "progress")
     networks = []
     for number in tqdm(range(count), desc=name, unit="network", disable=not progress):
         with own_randomness(derived_seed(seed, "member", number)):
@@ -365,12 +364,28 @@ def _train(train: Callable[[int], nn.Module], members: int, seed: int, name: str
     return ensemble
 
 
+def trained(model: nn.Module, returned: Any, name: str) -> nn.Module | Posterior:
+    """What a function that trains a model in place, or gives another, has trained.
+
+    Parameters
+    ----------
+    model : Module
+        What it was given.
+    returned : Module, Posterior, History or None
+        What it returned; :func:`alkernels.models.fit` returns a History of the model that it was given.
+    name : str
+        The function's name, for errors.
+    """
+    if returned is None or isinstance(returned, History):
+        return model
+    if not isinstance(returned, (nn.Module, Posterior)):
+        raise TypeError(f"{name} must return None, a network or a History, got {type(returned).__name__}")
+    return returned
+
+
 def _trained(fit: Fit, network: nn.Module, data: Any, name: str) -> nn.Module:
     check_callable(fit, name)
-    trained = fit(network, data)
-    if trained is not None and not isinstance(trained, nn.Module):
-        raise TypeError(f"{name} must return None or the trained network, got {type(trained).__name__}")
-    return network if trained is None else trained
+    return check_network(trained(network, fit(network, data), name), f"what {name}() gives")
 
 
 def _is_pair(data: Any) -> bool:
@@ -438,6 +453,9 @@ class SnapshotEnsemble:
     of l steps (in the paper, steps in all by cycles, rounded up) and the rate :math:`\alpha_0` that the optimizer was
     made with, for each group of its own.
 
+    :meth:`step` is `on_step` of :func:`alkernels.models.fit`, and the whole is one of its trackers, for a checkpoint to
+    hold the copies.
+
     Parameters
     ----------
     network : Module
@@ -468,17 +486,21 @@ class SnapshotEnsemble:
 
     Examples
     --------
-    >>> import torch
+    >>> import torch, alkernels as alk
     >>> from alkernels.models.ensembles import SnapshotEnsemble
     >>> x, y = torch.randn(20, 4), torch.randint(3, (20,))
     >>> network = torch.nn.Linear(4, 3)
     >>> optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
     >>> snapshots = SnapshotEnsemble(network, optimizer, cycle_length=10)
-    >>> for _ in range(30):
-    ...     optimizer.zero_grad()
-    ...     torch.nn.functional.cross_entropy(network(x), y).backward()
-    ...     optimizer.step()
-    ...     snapshots.step()
+    >>> history = alk.models.fit(
+    ...     network,
+    ...     (x, y),
+    ...     epochs=15,
+    ...     batch_size=10,  # two steps an epoch, and so three cycles
+    ...     optimizer=lambda parameters: optimizer,
+    ...     on_step=snapshots.step,
+    ...     trackers={"snapshots": snapshots},
+    ... )
     >>> snapshots.ensemble(last=2).count
     2
     """
@@ -498,6 +520,39 @@ class SnapshotEnsemble:
         self.steps += 1
         if self.steps % self.cycle_length == 0:
             self.snapshots.append(copy.deepcopy(self.network).eval())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Copies, steps and learning rates, as tensors, numbers and containers of them."""
+        return {
+            "cycle_length": self.cycle_length,
+            "steps": self.steps,
+            "schedule": self.schedule.state_dict(),
+            "snapshots": [snapshot.state_dict() for snapshot in self.snapshots],
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on from a :meth:`state_dict`; the optimizer's own state, with its learning rate, is loaded apart.
+
+        Parameters
+        ----------
+        state_dict : dict
+
+        Raises
+        ------
+        ValueError
+            A state of cycles of another length.
+        """
+        if state_dict["cycle_length"] != self.cycle_length:
+            raise ValueError(
+                f"cycle_length must be {state_dict['cycle_length']}, as in the state, got {self.cycle_length}"
+            )
+        snapshots = []
+        for weights in state_dict["snapshots"]:
+            snapshot = copy.deepcopy(self.network).eval()
+            snapshot.load_state_dict(weights)
+            snapshots.append(snapshot)
+        self.schedule.load_state_dict(state_dict["schedule"])
+        self.snapshots, self.steps = snapshots, state_dict["steps"]
 
     def ensemble(self, last: int | None = None) -> Ensemble:
         """The latest copies.
@@ -530,7 +585,8 @@ class SnapshotEnsemble:
 class SplitHead(nn.Module, Posterior):
     """A trunk in common and several heads, each of which stands for a draw from a posterior.
 
-    The trunk runs once a batch, for all heads.
+    Draws run the trunk once a batch, for all heads. A `forward` of :func:`alkernels.collect` that calls the network
+    more than once, for example on an image and its mirror image, has to do so alike for all heads.
 
     Parameters
     ----------
@@ -566,11 +622,14 @@ class SplitHead(nn.Module, Posterior):
 
     Examples
     --------
-    >>> import torch
+    >>> import torch, alkernels as alk
     >>> from alkernels.models.ensembles import SplitHead
     >>> x, y = torch.randn(20, 4), torch.randint(3, (20,))
     >>> network = SplitHead(torch.nn.Linear(4, 8), lambda: torch.nn.Linear(8, 3), heads=2, generator=0)
-    >>> network.loss(x, y, torch.nn.functional.cross_entropy, mask=torch.rand(2, 20) < 0.5).backward()
+    >>> def batch_loss(network, x, y):
+    ...     mask = torch.rand(2, len(x), device=x.device) < 0.5  # which head learns from which rows
+    ...     return network.loss(x, y, torch.nn.functional.cross_entropy, mask=mask)
+    >>> history = alk.models.fit(network, (x, y), epochs=5, batch_loss=batch_loss)
     >>> network(x).shape
     torch.Size([20, 3])
     """
@@ -673,9 +732,13 @@ class SplitHead(nn.Module, Posterior):
         """Draw k is head k."""
 
         def outputs(forward: Forward) -> Iterator[Tensor]:
-            features: list[Tensor] = []
-            for head in self.heads:
-                yield forward(_OneHead(self.trunk, head, features))
+            features: list[Any] = []
+            for number, head in enumerate(self.heads):
+                network = _OneHead(self.trunk, head, features, keeping=number == 0)
+                logits = forward(network)
+                if network.calls != len(features):
+                    raise ValueError(_other_calls(len(features), network.calls))
+                yield logits
 
         yield outputs
 
@@ -683,17 +746,27 @@ class SplitHead(nn.Module, Posterior):
 class _OneHead(nn.Module):
     """A trunk with one head, their modules named as in the whole.
 
-    What the trunk gives goes to `features`, if that is a list, and is taken from there the next time.
+    What the trunk gives in each call goes to `features` if the head is the first, and is taken from there if it is
+    another; without a list the trunk runs each time.
     """
 
-    def __init__(self, trunk: nn.Module, head: nn.Module, features: list[Tensor] | None = None) -> None:
+    def __init__(
+        self, trunk: nn.Module, head: nn.Module, features: list[Any] | None = None, *, keeping: bool = False
+    ) -> None:
         super().__init__()
-        self.trunk, self.heads, self.features = trunk, nn.ModuleList([head]), features
+        self.trunk, self.heads, self.features, self.keeping = trunk, nn.ModuleList([head]), features, keeping
+        self.calls = 0
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        if self.features:
-            return self.heads[0](self.features[0])
-        features = self.trunk(*args, **kwargs)
-        if self.features is not None:
-            self.features.append(features)
-        return self.heads[0](features)
+        if self.features is None:
+            return self.heads[0](self.trunk(*args, **kwargs))
+        if self.keeping:
+            self.features.append(self.trunk(*args, **kwargs))
+        elif self.calls == len(self.features):
+            raise ValueError(_other_calls(len(self.features), self.calls + 1))
+        self.calls += 1
+        return self.heads[0](self.features[self.calls - 1])
+
+
+def _other_calls(first: int, other: int) -> str:
+    return f"forward must call the network as often for each head, got {first} for the first and {other} for another"

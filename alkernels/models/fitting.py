@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from alkernels._inputs import check_count, seed_of
+from alkernels._inputs import check_count, check_generator, seed_of
 from alkernels.models._training import (
     Batches,
     History,
@@ -18,16 +18,16 @@ from alkernels.models._training import (
     Rows,
     Stateful,
     described_optimizer,
+    described_settings,
     make_optimizer,
     place_of,
     to_place,
     train,
 )
+from alkernels.models.ensembles import check_callable
 from alkernels.models.posterior import derived_seed
 
 __all__ = ["History", "fit"]
-
-_BATCH_SIZE_OF_VALIDATION = 1024
 
 
 def _adam(parameters: Any) -> torch.optim.Optimizer:
@@ -58,6 +58,33 @@ def check_classes(labels: Tensor | None, classes: int, name: str) -> None:
         raise ValueError(f"{name} must have labels between 0 and {classes - 1}, got {int(labels[wrong][0])}")
 
 
+def _check_trackers(trackers: Any) -> dict[str, Stateful]:
+    """Raises where a checkpoint could not hold one of them."""
+    if trackers is None:
+        return {}
+    if not isinstance(trackers, dict):
+        raise TypeError(f"trackers must be a dict of trackers by name, got {type(trackers).__name__}")
+    for name, tracker in trackers.items():
+        if not isinstance(name, str):
+            raise TypeError(f"trackers must have names that are strings, got {name!r}")
+        if not _has_state(tracker):
+            raise TypeError(
+                f"trackers[{name!r}] must have state_dict and load_state_dict, got {type(tracker).__name__}"
+            )
+    return trackers
+
+
+def _has_state(value: Any) -> bool:
+    return all(callable(getattr(value, method, None)) for method in ("state_dict", "load_state_dict"))
+
+
+def _check_loss(value: Any, name: str) -> Tensor:
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+        raise ValueError(f"{name} must give a tensor of one number, got {got}")
+    return value
+
+
 def fit(
     model: nn.Module,
     labeled: Any,
@@ -67,6 +94,7 @@ def fit(
     optimizer: Optimizers | None = None,
     scheduler: Callable[[torch.optim.Optimizer], Any] | None = None,
     loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+    batch_loss: Callable[[nn.Module, Tensor, Tensor], Tensor] | None = None,
     validation: Any = None,
     patience: int | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -74,13 +102,17 @@ def fit(
     generator: torch.Generator | int | None = None,
     progress: bool = False,
     on_batch: Callable[[Tensor, Tensor, Tensor], object] | None = None,
+    on_step: Callable[[], object] | None = None,
     on_epoch: Callable[[nn.Module], object] | None = None,
 ) -> History:
     """Trains a model on labelled rows.
 
     Minibatches are taken from a new permutation of the rows each epoch, all of nearly the same size. Inputs and labels
-    are moved to the model's device, floating inputs to its floating type. Afterwards each part of the model is in
-    training or evaluation mode as it was before.
+    are moved to the model's device, floating inputs to its floating type.
+
+    A model in evaluation mode is trained in training mode, all of it. Of one in training mode, parts that are in
+    evaluation mode stay in it, such as a backbone whose statistics are to be left alone. Afterwards each part is in the
+    mode that it was in.
 
     Parameters
     ----------
@@ -96,26 +128,37 @@ def fit(
         Makes a learning rate scheduler of the optimizer that it is given, stepped after each epoch.
     loss : callable, optional
         The mean loss of outputs and labels; by default the cross-entropy of logits [B, C] and classes [B].
+    batch_loss : callable, optional
+        ``batch_loss(model, x, y)`` gives the loss of a minibatch on the model's device, in place of
+        ``loss(model(x), y)``: of several heads, or with a term of the weights.
     validation : pair of arrays or Dataset, optional
-        Labelled rows whose mean loss is measured after each epoch, in evaluation mode.
+        Labelled rows whose mean loss is measured after each epoch, in evaluation mode, `batch_size` rows at a time.
     patience : int, optional
         Training stops after so many epochs in a row without a new lowest loss, of `validation` or, where there is
         none, of training; the model gets the weights of the lowest back.
     checkpoint : path, optional
-        A file that holds everything after each epoch. Where it exists, training goes on from it, and ends in the
-        weights of an uninterrupted run, bit by bit on a CPU; it may be asked for more epochs than before. It is kept at
-        the end.
+        A file that holds everything, from before the first step on and after each epoch. Where it exists, training goes
+        on from it, and ends in the weights of an uninterrupted run, bit by bit on a CPU; it may be asked for more
+        epochs than before. It is kept at the end.
+
+        A file of another run is refused. Compared are names, shapes and types of what the model saves; options of the
+        optimizer, and plain numbers of a new scheduler (so that more epochs need the same schedule: not one that
+        depends on `epochs`); names of the losses; the other arguments; of arrays the shape, all labels and up to 64
+        rows; of a Dataset the length, one input's shape, and up to 8 labels. Functions are compared by name at most.
     trackers : dict of str to object, optional
         What else the checkpoint is to hold, such as a tracker whose ``update`` is `on_batch`: anything with
-        ``state_dict`` and ``load_state_dict``.
+        ``state_dict`` and ``load_state_dict``, of tensors, numbers, strings and containers of them.
     generator : torch.Generator or int, optional
         Decides the minibatches and what the model draws, as masks of dropout. torch's global generators are left as
-        they are.
+        they are. From a checkpoint training goes on with the random numbers in it: it must be of the same seed, and of
+        none or a torch.Generator, in whatever state, if it was of one.
     progress : bool, default False
         Show a progress bar (tqdm) with the losses.
     on_batch : callable, optional
         Called as ``on_batch(indices, logits, labels)`` in each step, after the forward pass and before the update:
-        ``ForgettingTracker.update`` fits.
+        ``ForgettingTracker.update`` fits. Not with `batch_loss`, which tells of no logits.
+    on_step : callable, optional
+        Called without arguments after each update: ``SnapshotEnsemble.step`` fits.
     on_epoch : callable, optional
         Called with the model after each epoch, in evaluation mode and without gradients.
 
@@ -127,7 +170,9 @@ def fit(
     Raises
     ------
     ValueError
-        No rows, labels that are no classes of the model, a checkpoint of another run (the message says what differs).
+        No rows, labels that are no classes of the model, a checkpoint of another run (the message says what differs),
+        states that a checkpoint cannot hold, a loss that is not one number, `batch_loss` together with `loss` or
+        `on_batch`.
     TypeError
         Data or options of another kind.
     RuntimeError
@@ -149,6 +194,20 @@ def fit(
     held_out = None if validation is None else Rows(validation, "validation", labeled=True)
     if held_out is not None:
         held_out.check_some("leave it out to train without")
+    functions = {
+        "scheduler": scheduler,
+        "loss": loss,
+        "batch_loss": batch_loss,
+        "on_batch": on_batch,
+        "on_step": on_step,
+        "on_epoch": on_epoch,
+    }
+    for name, function in functions.items():
+        if function is not None:
+            check_callable(function, name)
+    if batch_loss is not None and (loss is not None or on_batch is not None):
+        raise ValueError(f"batch_loss must be given without {'on_batch' if loss is None else 'loss'}, got both")
+    trackers = _check_trackers(trackers)
     made = make_optimizer(optimizer, _adam, model)
     seed = seed_of(generator)
     place = place_of(model)
@@ -161,40 +220,51 @@ def fit(
         "batch_size": batch_size,
         "optimizer": described_optimizer(made),
         "loss": "cross_entropy" if loss is None else described_function(loss),
-        "generator": None if generator is None else seed,
+        "batch_loss": None if batch_loss is None else described_function(batch_loss),
+        "generator": check_generator(generator),
     }
     states: dict[str, Stateful] = {"optimizer": made, "batches": batches}
     schedulers = [] if scheduler is None else [scheduler(made)]
+    for one in schedulers:
+        if not callable(getattr(one, "step", None)) or not _has_state(one):
+            raise TypeError(f"scheduler must give a learning rate scheduler, got {type(one).__name__}")
+        configuration |= described_settings(one.state_dict(), "scheduler")
     configuration["scheduler"] = type(schedulers[0]).__qualname__ if schedulers else None
     states |= {f"scheduler {i}": s for i, s in enumerate(schedulers)}
-    states |= {f"tracker {name}": tracker for name, tracker in (trackers or {}).items()}
-    configuration["trackers"] = sorted(trackers or {})
+    states |= {f"tracker {name}": tracker for name, tracker in trackers.items()}
+    configuration["trackers"] = sorted(trackers)
 
-    def loss_of(logits: Any, labels: Tensor, rows: Rows) -> Tensor:
+    def loss_of(x: Tensor, labels: Tensor, rows: Rows, indices: Tensor | None) -> Tensor:
+        if batch_loss is not None:
+            return _check_loss(batch_loss(model, to_place(x, place), labels.to(place[0])), "batch_loss")
+        logits = model(to_place(x, place))
         if loss is not None:
-            return loss(logits, labels.to(place[0]))
-        check_classes(labels, check_logits(logits).shape[1], rows.name)
-        return functional.cross_entropy(logits, labels.to(logits.device))
+            value = _check_loss(loss(logits, labels.to(place[0])), "loss")
+        else:
+            check_classes(labels, check_logits(logits).shape[1], rows.name)
+            value = functional.cross_entropy(logits, labels.to(logits.device))
+        if on_batch is not None and indices is not None:
+            on_batch(indices, logits.detach() if isinstance(logits, Tensor) else logits, labels)
+        return value
 
     def step(epoch: int) -> dict[str, Tensor]:
         rows = batches.next()
         x, labels = data.gather(rows)
         assert labels is not None
-        logits = model(to_place(x, place))
-        value = loss_of(logits, labels, data)
-        if on_batch is not None:
-            on_batch(rows, logits.detach() if isinstance(logits, Tensor) else logits, labels)
+        value = loss_of(x, labels, data, rows)
         made.zero_grad()
         value.backward()
         made.step()
+        if on_step is not None:
+            on_step()
         return {"loss": value}
 
     def validate() -> float:
         assert held_out is not None
         total = 0.0
-        for x, labels in held_out.tiles(_BATCH_SIZE_OF_VALIDATION):
+        for x, labels in held_out.tiles(batch_size):
             assert labels is not None
-            total += len(x) * float(loss_of(model(to_place(x, place)), labels, held_out))
+            total += len(x) * float(loss_of(x, labels, held_out, None))
         return total / held_out.count
 
     return train(

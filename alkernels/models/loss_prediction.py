@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from alkernels._inputs import Array, check_count, check_integer, seed_of
+from alkernels._inputs import Array, check_count, check_generator, check_integer, seed_of
 from alkernels.models._state import evaluating, own_randomness
 from alkernels.models._training import (
     Batches,
@@ -25,6 +25,7 @@ from alkernels.models._training import (
     to_place,
     train,
 )
+from alkernels.models.ensembles import check_callable
 from alkernels.models.fitting import check_classes, check_logits, described_function
 from alkernels.models.posterior import derived_seed
 from alkernels.strategies._arguments import check_above_zero, check_not_negative
@@ -53,7 +54,7 @@ def loss_prediction_loss(predicted: Tensor, losses: Tensor, *, margin: float = 1
     Returns
     -------
     Tensor of shape ()
-        ``2 / B`` times the sum over the pairs.
+        The sum over the pairs by their number: B / 2, or (B - 1) / 2 if B is odd.
 
     Raises
     ------
@@ -102,7 +103,8 @@ class LossPrediction(nn.Module):
         Gives outputs, such as logits, for a batch. It becomes a part of this module.
     layers : sequence of str
         Names of layers as ``model.named_modules()`` has them, such as the stages of a ResNet. Each has to run once in a
-        forward pass, and to give [B, D] or [B, C, ...] with one or more axes of space behind.
+        forward pass, and to give [B, D], or [B, C, H, W] or more with axes of space behind the channels. Sequences and
+        signals are refused, as [B, T, D] cannot be told from [B, C, L]: name a layer behind their pooling.
     example : Tensor, ndarray or Dataset, optional
         Some inputs, from which the width of each layer is found with a forward pass.
     channels : sequence of int, optional
@@ -165,7 +167,7 @@ class LossPrediction(nn.Module):
             raise ValueError(f"channels must have a width for each of {len(layers)} layers, got {len(channels)}")
         self.channels = tuple(check_count(c, "channels") for c in channels)
         device, dtype = place_of(model)
-        with own_randomness(derived_seed(seed_of(generator), "weights")):
+        with own_randomness(derived_seed(seed_of(generator), "LossPrediction", "weights")):
             self.narrowing = nn.ModuleList(nn.Linear(c, self.width) for c in self.channels)
             self.joining = nn.Linear(self.width * len(self.channels), 1)
         self.narrowing.to(device, dtype)
@@ -188,9 +190,14 @@ class LossPrediction(nn.Module):
             def hook(module: nn.Module, inputs: Any, output: Any) -> None:
                 if name in tapped:
                     raise ValueError(f"layers must run once in a forward pass, and {name!r} runs more than once")
-                if not isinstance(output, Tensor) or output.dim() < 2:
+                if not isinstance(output, Tensor) or output.dim() in (0, 1, 3):
                     got = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
-                    raise ValueError(f"layers must give a tensor [B, D] or [B, C, ...], and {name!r} gives {got}")
+                    advice = ""
+                    if isinstance(output, Tensor) and output.dim() == 3:
+                        advice = ", where channels cannot be told from places: name a layer behind the pooling"
+                    raise ValueError(
+                        f"layers must give a tensor [B, D] or [B, C, H, W], and {name!r} gives {got}{advice}"
+                    )
                 # now, and as a copy: what comes behind may work in place
                 tapped[name] = output.flatten(2).mean(2) if output.dim() > 2 else output.clone()
 
@@ -255,7 +262,8 @@ class LossPrediction(nn.Module):
         """Trains the model and what predicts its loss, together.
 
         Each step descends the mean loss of the model plus `weight` times :func:`loss_prediction_loss`. Defaults are
-        those of the re-implementation for CIFAR that most others follow.
+        those of the re-implementation for CIFAR that most others follow. Weights should be float32, float64 or
+        bfloat16: there is no scaling of gradients, which float16 would need.
 
         Parameters
         ----------
@@ -280,7 +288,8 @@ class LossPrediction(nn.Module):
             Training stops after so many epochs in a row without a new lowest mean of the whole loss, and the weights of
             the lowest go back in.
         checkpoint : path, optional
-            A file that holds everything after each epoch. Where it exists, training goes on from it.
+            A file that holds everything, from before the first step on and after each epoch. Where it exists, training
+            goes on from it, as in :func:`alkernels.models.fit`.
         generator : torch.Generator or int, optional
             Decides the minibatches and what the model draws. torch's global generators are left as they are.
         progress : bool, default False
@@ -314,6 +323,8 @@ class LossPrediction(nn.Module):
         weight = check_not_negative(weight, "weight")
         margin = check_above_zero(margin, "margin")
         milestones = [check_count(m, "milestones") for m in milestones]
+        if loss is not None:
+            check_callable(loss, "loss")
         made = make_optimizer(optimizer, _default_optimizer, self)
         scheduler = torch.optim.lr_scheduler.MultiStepLR(made, milestones, gamma=0.1)
         seed = seed_of(generator)
@@ -325,6 +336,8 @@ class LossPrediction(nn.Module):
                 check_classes(labels, check_logits(outputs).shape[1], "labeled")
                 return functional.cross_entropy(outputs, labels.to(outputs.device), reduction="none")
             losses = loss(outputs, labels.to(place[0]))
+            if not isinstance(losses, Tensor):
+                raise TypeError(f"loss must give a tensor, got {type(losses).__name__}")
             if losses.shape != labels.shape[:1]:
                 raise ValueError(
                     f"loss must give one number a row, shape ({len(labels)},), got {tuple(losses.shape)}: "
@@ -348,7 +361,8 @@ class LossPrediction(nn.Module):
 
         return train(
             step,
-            modules={"module": self},
+            # apart, as the model may be in evaluation mode as a whole
+            modules={"model": self.model, "narrowing": self.narrowing, "joining": self.joining},
             states={"optimizer": made, "scheduler": scheduler, "batches": batches},
             configuration={
                 "trainer": "LossPrediction",
@@ -362,7 +376,7 @@ class LossPrediction(nn.Module):
                 "milestones": milestones,
                 "optimizer": described_optimizer(made),
                 "loss": "cross_entropy" if loss is None else described_function(loss),
-                "generator": None if generator is None else seed,
+                "generator": check_generator(generator),
             },
             epochs=epochs,
             steps=batches.an_epoch,
@@ -382,6 +396,7 @@ class LossPrediction(nn.Module):
         Parameters
         ----------
         x : Tensor, ndarray, Dataset or DataLoader
+            A DataLoader has to give the rows in order, and all of them.
         batch_size : int, default 1024
             How many rows are run at a time; batches of a DataLoader are taken as they come.
 

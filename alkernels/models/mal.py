@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from alkernels._inputs import Array, check_count, seed_of
+from alkernels._inputs import Array, check_count, check_generator, seed_of
 from alkernels.models._state import own_randomness
 from alkernels.models._training import (
     Batches,
@@ -25,7 +25,7 @@ from alkernels.models._training import (
 )
 from alkernels.models.fitting import check_classes
 from alkernels.models.posterior import derived_seed
-from alkernels.models.vaal import Discriminator, adam, adversary_loss, discriminator_loss, steps_of, two_sets
+from alkernels.models.vaal import Discriminator, adam, adversary_loss, discriminator_loss, logits_of, steps_of, two_sets
 from alkernels.strategies._arguments import check_above_zero, check_not_negative
 
 __all__ = ["MAL", "CosineClassifier", "GradientReversal", "mean_entropy", "minimax_entropy_loss", "reverse_gradient"]
@@ -105,7 +105,7 @@ class CosineClassifier(nn.Module):
         super().__init__()
         self.temperature = check_above_zero(temperature, "temperature")
         width, classes = check_count(width, "width"), check_count(classes, "classes")
-        with own_randomness(derived_seed(seed_of(generator), "weights")):
+        with own_randomness(derived_seed(seed_of(generator), "CosineClassifier", "weights")):
             self.weights = nn.Linear(width, classes, bias=False)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -224,10 +224,13 @@ class MAL(nn.Module):
             raise ValueError(f"features must give a tensor [B, {self.width}] (width), got {got}")
         return features
 
+    def _told(self, features: Tensor) -> Tensor:
+        return logits_of(self.discriminator, functional.normalize(features))
+
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Logits [B, C] of the classes, and logits [B] of being labelled."""
         features = self._features(x)
-        return self.classifier(features), self.discriminator(functional.normalize(features))
+        return self.classifier(features), self._told(features)
 
     def fit(
         self,
@@ -266,7 +269,8 @@ class MAL(nn.Module):
             Training stops after so many epochs in a row without a new lowest mean of the cross-entropy in training, and
             the weights of the lowest go back in.
         checkpoint : path, optional
-            A file that holds everything after each epoch. Where it exists, training goes on from it.
+            A file that holds everything, from before the first step on and after each epoch. Where it exists, training
+            goes on from it, as in :func:`alkernels.models.fit`.
         generator : torch.Generator or int, optional
             Decides the minibatches and what the features network draws. torch's global generators are left as they are.
         progress : bool, default False
@@ -311,7 +315,7 @@ class MAL(nn.Module):
             total = cross_entropy + game
             if self.adversary_weight:
                 losses["adversary"] = sum(
-                    (adversary_loss(self.discriminator(functional.normalize(f))) for f in (of_known, of_unknown)),
+                    (adversary_loss(self._told(f)) for f in (of_known, of_unknown)),
                     start=torch.zeros((), device=place[0]),
                 )
                 total = total + self.adversary_weight * losses["adversary"]
@@ -320,9 +324,7 @@ class MAL(nn.Module):
             of_players.zero_grad()
             total.backward()
             of_players.step()
-            losses["discriminator"] = discriminator_loss(
-                *(self.discriminator(functional.normalize(f.detach())) for f in (of_known, of_unknown))
-            )
+            losses["discriminator"] = discriminator_loss(*(self._told(f.detach()) for f in (of_known, of_unknown)))
             of_discriminator.zero_grad()
             losses["discriminator"].backward()
             of_discriminator.step()
@@ -343,7 +345,7 @@ class MAL(nn.Module):
                 "entropy_weight": self.entropy_weight,
                 "adversary_weight": self.adversary_weight,
                 "optimizer": described_optimizer(of_players),
-                "generator": None if generator is None else seed,
+                "generator": check_generator(generator),
             },
             epochs=epochs,
             steps=steps,
@@ -360,6 +362,7 @@ class MAL(nn.Module):
         Parameters
         ----------
         x : Tensor, ndarray, Dataset or DataLoader
+            A DataLoader has to give the rows in order, and all of them.
         batch_size : int, default 1024
             How many rows are run at a time; batches of a DataLoader are taken as they come.
 
@@ -368,12 +371,13 @@ class MAL(nn.Module):
         discriminator : Tensor or ndarray of shape (N,), float64
             The probability that a row is a labelled one.
         probs : Tensor or ndarray of shape (N, C)
-            Predictions of the classifier.
+            Predictions of the classifier, at least in float32.
         """
 
         def both(batch: Tensor) -> tuple[Tensor, Tensor]:
             logits, of_discriminator = self(batch)
-            return of_discriminator.double().sigmoid(), logits.softmax(1)
+            wide = torch.promote_types(logits.dtype, torch.float32)
+            return of_discriminator.double().sigmoid(), logits.to(wide).softmax(1)
 
         discriminator, probs = outputs_of(both, x, [self], batch_size)
         return discriminator, probs

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from alkernels._inputs import Array, check_count, seed_of
+from alkernels._inputs import Array, check_count, check_generator, seed_of
 from alkernels.models._state import own_randomness
 from alkernels.models._training import (
     Batches,
@@ -243,7 +243,7 @@ class MlpVAE(VAE):
         width, latent, hidden = (
             check_count(v, n) for v, n in ((width, "width"), (latent, "latent"), (hidden, "hidden"))
         )
-        with own_randomness(derived_seed(seed_of(generator), "weights")):
+        with own_randomness(derived_seed(seed_of(generator), "MlpVAE", "weights")):
             encoder, decoder = (
                 nn.Sequential(
                     nn.Linear(before, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, after)
@@ -304,7 +304,7 @@ class ConvVAE(VAE):
                 f"got {height} x {width}; pad the images, or give fewer channels"
             )
         inner = (widths[-1], height // part, width // part)
-        with own_randomness(derived_seed(seed_of(generator), "weights")):
+        with own_randomness(derived_seed(seed_of(generator), "ConvVAE", "weights")):
             down: list[nn.Module] = []
             for before, after in zip([colors, *widths], widths, strict=False):
                 down += [nn.Conv2d(before, after, 4, 2, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
@@ -331,7 +331,7 @@ class Discriminator(nn.Module):
     def __init__(self, width: int, *, hidden: int = 512, generator: torch.Generator | int | None = None) -> None:
         super().__init__()
         self.width, hidden = check_count(width, "width"), check_count(hidden, "hidden")
-        with own_randomness(derived_seed(seed_of(generator), "weights")):
+        with own_randomness(derived_seed(seed_of(generator), "Discriminator", "weights")):
             self.layers = nn.Sequential(
                 nn.Linear(self.width, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 1)
             )
@@ -339,6 +339,15 @@ class Discriminator(nn.Module):
     def forward(self, latents: Tensor) -> Tensor:
         """Logits [B] of being labelled."""
         return self.layers(latents).squeeze(1)
+
+
+def logits_of(discriminator: nn.Module, inputs: Tensor) -> Tensor:
+    """A discriminator's logits, one a row: others would spread over a matrix in silence."""
+    logits = discriminator(inputs)
+    if not isinstance(logits, Tensor) or logits.shape != inputs.shape[:1]:
+        got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+        raise ValueError(f"discriminator must give one logit a row, shape ({len(inputs)},), got {got}")
+    return logits
 
 
 def adam(parameters: Any) -> torch.optim.Optimizer:
@@ -356,7 +365,7 @@ class VAAL(nn.Module):
     vae : VAE
         :class:`MlpVAE`, :class:`ConvVAE` or one alike. :meth:`for_data` makes one that fits.
     discriminator : Module, optional
-        Gives a logit a row for the VAE's latents; by default a new :class:`Discriminator`.
+        Gives logits [B] for the VAE's latents [B, Z]; by default a new :class:`Discriminator`.
     beta : float, default 1
         Weight of the divergence.
     adversary_weight : float, default 1
@@ -455,7 +464,7 @@ class VAAL(nn.Module):
     def encoded(self, x: Tensor) -> Encoded:
         """What both networks say of a batch, with latents drawn."""
         reconstruction, mean, log_variance = self.vae(x)
-        return Encoded(x, reconstruction, mean, log_variance, self.discriminator(mean))
+        return Encoded(x, reconstruction, mean, log_variance, logits_of(self.discriminator, mean))
 
     def fit(
         self,
@@ -496,7 +505,8 @@ class VAAL(nn.Module):
             Training stops after so many epochs in a row without a new lowest mean of the VAE's loss in training, and
             the weights of the lowest go back in.
         checkpoint : path, optional
-            A file that holds everything after each epoch. Where it exists, training goes on from it.
+            A file that holds everything, from before the first step on and after each epoch. Where it exists, training
+            goes on from it, as in :func:`alkernels.models.fit`.
         generator : torch.Generator or int, optional
             Decides the minibatches and the latents drawn. torch's global generators are left as they are.
         progress : bool, default False
@@ -558,7 +568,7 @@ class VAAL(nn.Module):
                 sums = {name: sums.get(name, 0) + value / vae_steps for name, value in parts.items()}
             with torch.no_grad():
                 means = [self.vae.encode(part.x)[0] for part in pair]
-            told = discriminator_loss(*(self.discriminator(mean) for mean in means))
+            told = discriminator_loss(*(logits_of(self.discriminator, mean) for mean in means))
             of_discriminator.zero_grad()
             told.backward()
             of_discriminator.step()
@@ -583,7 +593,7 @@ class VAAL(nn.Module):
                 "adversary_weight": self.adversary_weight,
                 "reduction": self.reduction,
                 "optimizer": described_optimizer(of_vae),
-                "generator": None if generator is None else seed,
+                "generator": check_generator(generator),
             },
             epochs=epochs,
             steps=steps,
@@ -600,6 +610,7 @@ class VAAL(nn.Module):
         Parameters
         ----------
         x : Tensor, ndarray, Dataset or DataLoader
+            A DataLoader has to give the rows in order, and all of them.
         batch_size : int, default 1024
             How many rows are run at a time; batches of a DataLoader are taken as they come.
 
@@ -608,9 +619,11 @@ class VAAL(nn.Module):
         Tensor or ndarray of shape (N,), float64
             An array if `x` is one, otherwise a tensor on the device of `x`, for a Dataset or a DataLoader on the CPU.
         """
-        return outputs_of(
-            lambda batch: (self.discriminator(self.vae.encode(batch)[0]).double().sigmoid(),), x, [self], batch_size
-        )[0]
+
+        def score(batch: Tensor) -> tuple[Tensor]:
+            return (logits_of(self.discriminator, self.vae.encode(batch)[0]).double().sigmoid(),)
+
+        return outputs_of(score, x, [self], batch_size)[0]
 
 
 def two_sets(labeled: Any, unlabeled: Any, *, labels: bool = False) -> tuple[Rows, Rows]:

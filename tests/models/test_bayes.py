@@ -203,6 +203,15 @@ class TestDivergence:
         layer.sampling = "local"
         assert kl_divergence(layer).item() != kl_divergence(layer).item()
 
+    @pytest.mark.parametrize("closed_form", [None, False])
+    def test_after_a_forward_in_inference_mode(self, closed_form):
+        layer = BayesLinear(4, 3, prior=ScaleMixturePrior(), sampling="weight")
+        with torch.inference_mode():
+            layer(torch.ones(1, 4))
+            assert kl_divergence(layer, closed_form=closed_form) == kl_divergence(layer, closed_form=closed_form)
+        kl_divergence(layer, closed_form=closed_form).backward()
+        assert layer.weight_rho.grad.abs().sum() > 0
+
     def test_estimates_converge_to_the_closed_form(self, rng):
         layer = scattered(BayesLinear(4, 3, prior=GaussianPrior(0.8)).double(), rng)
         with torch.no_grad():
@@ -281,6 +290,22 @@ class TestMinibatchWeights:
 
 
 class TestToBayesian:
+    def test_defaults(self):
+        for layer in (BayesLinear(2, 2), BayesConv2d(1, 1, 2), to_bayesian(nn.Linear(2, 2))):
+            assert (layer.sampling, layer.rho, layer.prior) == ("local", -5.0, GaussianPrior(1.0))
+            assert (layer.weight_rho == -5).all() and (layer.bias_rho == -5).all()
+
+    def test_trains_with_fit(self):
+        x = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
+        network = to_bayesian(nn.Linear(4, 2), prior=GaussianPrior(0.5))
+
+        def batch_loss(network, x, y):
+            return F.cross_entropy(network(x), y) + kl_divergence(network) / 40
+
+        before = kl_divergence(network).item()
+        history = alk.models.fit(network, (x, (x[:, 0] > 0).long()), epochs=30, batch_loss=batch_loss, generator=0)
+        assert history.losses["loss"][-1] < history.losses["loss"][0] and kl_divergence(network).item() < before
+
     def test_a_copy_that_starts_at_the_network(self):
         network = convolutional()
         before = copy.deepcopy(network.state_dict())

@@ -14,9 +14,11 @@ from alkernels.models.ensembles import (
     Ensemble,
     SnapshotEnsemble,
     SplitHead,
+    _bootstrap,
     bootstrapped_ensemble,
     diversity_encouraging_ensemble,
     naive_ensemble,
+    trained,
 )
 
 
@@ -167,6 +169,31 @@ class TestNaiveEnsemble:
         given = iter(other)
         assert list(naive_ensemble(linear, lambda m, d: next(given), None, members=2).members) == other
 
+    def test_fit_may_be_this_packages(self, data):
+        made = []
+
+        def make():
+            made.append(linear())
+            return made[-1]
+
+        def fit(network, data):
+            return alk.models.fit(network, data, epochs=2)
+
+        ensembles = [
+            naive_ensemble(make, fit, data, members=2, generator=0),
+            bootstrapped_ensemble(make, fit, data, members=2, generator=0),
+        ]
+        assert [m for e in ensembles for m in e.members] == made
+        assert diversity_encouraging_ensemble(make, fit, fit, data, members=2, generator=0).count == 2
+
+    def test_what_was_trained(self):
+        one, other = linear(), linear()
+        posterior = alk.models.MCDropout(nn.Sequential(linear(), nn.Dropout(0.5)))
+        assert trained(one, None, "fit") is one and trained(one, alk.models.History({}, 0), "fit") is one
+        assert trained(one, other, "fit") is other and trained(one, posterior, "fit") is posterior
+        with pytest.raises(TypeError, match="learn must return None, a network or a History, got dict"):
+            trained(one, {}, "learn")
+
     def test_bad_input(self):
         one = linear()
         with pytest.raises(
@@ -175,8 +202,13 @@ class TestNaiveEnsemble:
             naive_ensemble(lambda: one, nothing, None, members=2)
         with pytest.raises(TypeError, match=r"what make\(\) gives must be a network \(torch.nn.Module\), got NoneType"):
             naive_ensemble(lambda: None, nothing, None)
-        with pytest.raises(TypeError, match="fit must return None or the trained network, got float"):
+        with pytest.raises(TypeError, match="fit must return None, a network or a History, got float"):
             naive_ensemble(linear, lambda m, d: 0.5, None)
+        with pytest.raises(TypeError, match=r"what fit\(\) gives must be a network \(torch.nn.Module\), got MCDropout"):
+            naive_ensemble(linear, lambda m, d: alk.models.MCDropout(nn.Sequential(m, nn.Dropout(0.5))), None)
+        for progress in (1, None):
+            with pytest.raises(TypeError, match="progress must be True or False"):
+                naive_ensemble(linear, nothing, None, progress=progress)
         with pytest.raises(ValueError, match="members must be at least 1, got 0"):
             naive_ensemble(linear, nothing, None, members=0)
         with pytest.raises(TypeError, match="fit must be a function, got int"):
@@ -215,6 +247,27 @@ class TestBootstrappedEnsemble:
             # complete draws stay as they are, others change in as many places as classes were missing
             missing = 5 - len(set(y[before[:, 0].long()].tolist()))
             assert int((rows != before).sum()) == (0 if has_all else missing)
+
+    def test_the_rule_picks_place_and_row_evenly(self):
+        # draws of four rows whose one or two rows of class 1 are in none: each place and row takes the other's turn
+        classes, seen = torch.tensor([0, 0, 1, 1]), torch.zeros(4, 2)
+        for seed in range(4000):
+            plain = _bootstrap(4, None, torch.Generator().manual_seed(seed))
+            if (plain < 2).all():
+                index = _bootstrap(4, classes, torch.Generator().manual_seed(seed))
+                (place,) = (index != plain).nonzero().flatten().tolist()
+                seen[place, index[place] - 2] += 1
+        expected = seen.sum() / 8
+        # 7 degrees of freedom: above 24.3 once in a thousand
+        assert expected > 25 and ((seen - expected) ** 2 / expected).sum() < 24.3
+
+    def test_defaults(self):
+        seen = []
+        bootstrapped_ensemble(linear, lambda m, d: seen.append(d), (torch.zeros(3, 1), torch.zeros(3)))
+        assert len(seen) == 4
+        seen.clear()
+        diversity_encouraging_ensemble(linear, nothing, lambda m, d: seen.append(d), None)
+        assert len(seen) == 5 and SplitHead(nn.Identity(), linear).count == 5
 
     def test_as_many_classes_as_examples_is_a_permutation(self):
         for _, labels in self.drawn((torch.zeros(20, 1), np.arange(20)), generator=1):
@@ -280,7 +333,9 @@ class TestDiversityEncouragingEnsemble:
     def test_bad_input(self):
         with pytest.raises(TypeError, match="warm_up must be a function, got NoneType"):
             diversity_encouraging_ensemble(linear, None, nothing, None)
-        with pytest.raises(TypeError, match="warm_up must return None or the trained network, got int"):
+        with pytest.raises(TypeError, match="progress must be True or False"):
+            diversity_encouraging_ensemble(linear, nothing, nothing, None, progress=1)
+        with pytest.raises(TypeError, match="warm_up must return None, a network or a History, got int"):
             diversity_encouraging_ensemble(linear, lambda m, d: 1, nothing, None)
         with pytest.raises(ValueError, match="members must be at least 1, got 0"):
             diversity_encouraging_ensemble(linear, nothing, nothing, None, members=0)
@@ -340,6 +395,52 @@ class TestSnapshotEnsemble:
         snapshots.step()
         with pytest.raises(ValueError, match="last must be at most 1, the finished cycles, got 2"):
             snapshots.ensemble(last=2)
+        other = SnapshotEnsemble(network, torch.optim.SGD(network.parameters(), lr=0.5), cycle_length=3)
+        with pytest.raises(ValueError, match="cycle_length must be 2, as in the state, got 3"):
+            other.load_state_dict(snapshots.state_dict())
+
+    @pytest.mark.parametrize("stop", [1, 5, 9])
+    def test_an_interrupted_run_has_the_copies_of_a_whole_one(self, data, stop, tmp_path):
+        def run(checkpoint, stop=None):
+            torch.manual_seed(0)
+            network = linear()
+            optimizer = torch.optim.SGD(network.parameters(), lr=0.5)
+            snapshots = SnapshotEnsemble(network, optimizer, cycle_length=3)
+            rates = []
+
+            def on_step():
+                if len(rates) == stop:
+                    raise KeyboardInterrupt
+                rates.append(optimizer.param_groups[0]["lr"])
+                snapshots.step()
+
+            def fit():
+                alk.models.fit(
+                    network,
+                    data,
+                    epochs=6,
+                    batch_size=15,
+                    optimizer=lambda parameters: optimizer,
+                    on_step=on_step,
+                    trackers={"snapshots": snapshots},
+                    checkpoint=checkpoint,
+                    generator=0,
+                )
+
+            if stop is None:
+                fit()
+            else:
+                with pytest.raises(KeyboardInterrupt):
+                    fit()
+            return snapshots, rates
+
+        whole, rates = run(None)
+        assert len(whole.snapshots) == 4
+        run(tmp_path / "c.pt", stop)
+        resumed, later = run(tmp_path / "c.pt")
+        assert later == rates[stop // 2 * 2 :] and resumed.steps == 12
+        assert all(same(a, b) for a, b in zip(resumed.snapshots, whole.snapshots, strict=True))
+        assert not any(snapshot.training for snapshot in resumed.snapshots)
 
 
 class Counted(nn.Module):
@@ -437,6 +538,44 @@ class TestSplitHead:
         got = alk.collect(network, data[0], "mc_probs", forward=forward)["mc_probs"]
         wanted = alk.collect(network, data[0], "mc_probs")["mc_probs"]
         assert torch.allclose(got, wanted, atol=0.02) and not torch.equal(got, wanted)
+
+    def test_a_forward_may_call_the_network_more_than_once(self, data):
+        network = self.network(trunk=Counted(nn.Sequential(nn.Linear(4, 6), nn.Tanh()))).float()
+        x = data[0]
+
+        def forward(network, batch):
+            return (network(batch) + network(-batch)) / 2
+
+        got = alk.collect(network, x, "mc_probs", forward=forward)["mc_probs"]
+        wanted = [(head(network.trunk.inner(x)) + head(network.trunk.inner(-x))) / 2 for head in network.heads]
+        assert torch.allclose(got, torch.stack(wanted, 1).softmax(2), atol=1e-6)
+        assert network.trunk.calls == 2
+
+    @pytest.mark.parametrize("later", [1, 3])
+    def test_heads_that_are_called_another_number_of_times(self, data, later):
+        network, passes = self.network().float(), []
+
+        def forward(network, batch):
+            passes.append(1)
+            return sum(network(batch) for _ in range(2 if len(passes) == 1 else later))
+
+        message = f"forward must call the network as often for each head, got 2 for the first and {later} for another"
+        with pytest.raises(ValueError, match=message):
+            alk.collect(network, data[0], "mc_probs", forward=forward)
+
+    def test_trains_with_fit(self, data):
+        network = self.network().float()
+        heads = [copy.deepcopy(head) for head in network.heads]
+        history = alk.models.fit(
+            network,
+            data,
+            epochs=20,
+            optimizer=lambda p: torch.optim.SGD(p, lr=0.1),
+            batch_loss=lambda network, x, y: network.loss(x, y, nn.functional.cross_entropy),
+            generator=0,
+        )
+        assert history.losses["loss"][-1] < history.losses["loss"][0]
+        assert not any(same(a, b) for a, b in zip(network.heads, heads, strict=True))
 
     def test_heads_have_seeds_of_their_own(self):
         torch.manual_seed(7)

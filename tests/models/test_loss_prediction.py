@@ -1,6 +1,7 @@
 """Learning loss: the ranking loss by hand, taps, what is detached when, and ranks of held-out losses."""
 
 import copy
+import inspect
 
 import numpy as np
 import pytest
@@ -171,10 +172,12 @@ class TestTaps:
                 super().__init__()
                 self.twice, self.never = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
                 self.pair, self.flat = torch.nn.LSTM(2, 2), torch.nn.Flatten(0)
+                self.sequence = torch.nn.Unflatten(1, (2, 1))
 
             def forward(self, x):
                 self.pair(x)
                 self.flat(x)
+                self.sequence(x)
                 return self.twice(self.twice(x))
 
         x = torch.zeros(2, 2)
@@ -182,7 +185,8 @@ class TestTaps:
             "twice": "'twice' runs more than once",
             "never": "layers must run in a forward pass, and 'never' does not",
             "pair": r"layers must give a tensor .* and 'pair' gives a tuple",
-            "flat": r"and 'flat' gives shape \(4,\)",
+            "flat": r"and 'flat' gives shape \(4,\)$",
+            "sequence": r"'sequence' gives shape \(2, 2, 1\), where channels cannot be told .*: name a layer",
         }.items():
             model = Odd()
             with pytest.raises(ValueError, match=message):
@@ -250,6 +254,11 @@ class TestFit:
             patch.setattr(torch.optim.SGD, "__init__", init)
             small().fit(problem(), epochs=1, generator=0)
         assert content == {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}
+        defaults = {name: p.default for name, p in inspect.signature(LossPrediction.fit).parameters.items()}
+        wanted = {"epochs": 200, "detach_after": 120, "weight": 1.0, "margin": 1.0, "batch_size": 128}
+        assert {name: defaults[name] for name in wanted} == wanted and defaults["milestones"] == (160,)
+        assert inspect.signature(loss_prediction_loss).parameters["margin"].default == 1.0
+        assert inspect.signature(LossPrediction).parameters["width"].default == 128
 
     @pytest.mark.parametrize("after", [1, 2, 5])
     def test_an_interrupted_run_ends_as_a_whole_one(self, after, tmp_path):
@@ -275,6 +284,16 @@ class TestFit:
         with pytest.raises(ValueError, match="detach_after was 2 and is None now"):
             module.fit(problem(), loss=loss, checkpoint=path, **(options | {"detach_after": None}))
 
+    def test_a_model_in_evaluation_mode_is_trained_and_its_frozen_parts_are_not(self):
+        def tracked(prepare):
+            model = seeded_network(convolutional)
+            prepare(model)
+            module = LossPrediction(model, ["4"], channels=[5], generator=0)
+            module.fit((torch.randn(8, 1, 6, 6), torch.arange(8) % 3), epochs=2, generator=0)
+            return int(model[1].num_batches_tracked)
+
+        assert tracked(lambda model: model.eval()) == 2 and tracked(lambda model: model[1].eval()) == 0
+
     def test_an_odd_row_out(self):
         x, y = problem(3)
         history = small().fit((x, y), epochs=2, batch_size=2, generator=0)
@@ -291,6 +310,8 @@ class TestFit:
             ({"weight": -1.0}, ValueError, "weight must be finite and not negative"),
             ({"margin": 0.0}, ValueError, "margin must be above 0"),
             ({"milestones": (0,)}, ValueError, "milestones must be at least 1, got 0"),
+            ({"loss": 3}, TypeError, "loss must be a function, got int"),
+            ({"loss": lambda o, y: 1.0}, TypeError, "loss must give a tensor, got float"),
             ({"loss": functional.cross_entropy}, ValueError, r"loss must give one number a row, shape \(40,\), got"),
         ],
     )

@@ -195,6 +195,26 @@ class TestPredict:
         assert discriminator.dtype == torch.float64 and model.training
         assert all(isinstance(part, np.ndarray) for part in model.predict(x.numpy()))
 
+    def test_in_bfloat16(self):
+        model, x = small().bfloat16(), rows(7)
+        discriminator, probs = model.predict(x.numpy())
+        assert probs.dtype == np.float32 and discriminator.dtype == np.float64
+        assert np.allclose(probs.sum(1), 1, atol=1e-6)
+        assert torch.equal(torch.from_numpy(probs), model(x.bfloat16())[0].float().softmax(1))
+        assert small().double().predict(x)[1].dtype == torch.float64
+
+    def test_a_discriminator_of_another_shape(self):
+        model = small()
+        model.discriminator = torch.nn.Linear(4, 1)
+        with pytest.raises(
+            ValueError, match=r"discriminator must give one logit a row, shape \(5,\), got shape \(5, 1\)"
+        ):
+            model.predict(rows(5))
+        with pytest.raises(
+            ValueError, match=r"discriminator must give one logit a row, shape \(2,\), got shape \(2, 1\)"
+        ):
+            model.fit((rows(2), [0, 1]), rows(2), epochs=1)
+
 
 class TestEffect:
     """A11: the mechanics on labelled rows of the digits 0 to 4 and a pool of all."""
