@@ -21,6 +21,7 @@ from alkernels._files import replacing
 from alkernels._inputs import as_tensor, check_count, check_flag, check_integer, check_rows, is_numpy, seed_of
 from alkernels.models._state import evaluating, own_randomness
 from alkernels.models.collecting import collect, not_collected
+from alkernels.models.ensembles import trained
 from alkernels.models.posterior import Posterior, derived_seed
 from alkernels.strategies._catalogue import info
 from alkernels.strategies._select import check_options, select
@@ -45,8 +46,8 @@ class ActiveLearner:
     make : callable
         ``make()`` gives a new network.
     fit : callable
-        ``fit(model, data)`` trains it in place, or returns what to go on with: a network, or a posterior such as an
-        ensemble. ``data`` is a pair of tensors ``(x, y)``, for a Dataset a Dataset of such pairs.
+        ``fit(model, data)`` trains it in place (:func:`alkernels.models.fit` does), or returns what to go on with: a
+        network, or a posterior such as an ensemble. ``data`` is a pair of tensors ``(x, y)``, for a Dataset a Dataset of such pairs.
     strategy : str
         A name of :func:`alkernels.strategies.names`.
     batch_size : int
@@ -109,11 +110,9 @@ class ActiveLearner:
     --------
     >>> import torch, alkernels as alk
     >>> x, y = torch.randn(200, 4), torch.arange(200) % 2
-    >>> def fit(net, data):
-    ...     alk.models.fit(net, data, epochs=5)
     >>> learner = alk.ActiveLearner(
-    ...     x, make=lambda: torch.nn.Linear(4, 2), fit=fit, strategy="margin", batch_size=5, labeled=range(10),
-    ...     oracle=lambda rows: y[rows], evaluate=lambda net: float((net(x).argmax(1) == y).float().mean()), generator=0
+    ...     x, make=lambda: torch.nn.Linear(4, 2), fit=lambda net, data: alk.models.fit(net, data, epochs=5),
+    ...     strategy="margin", batch_size=5, labeled=range(10), oracle=lambda rows: y[rows], evaluate=lambda net: float((net(x).argmax(1) == y).float().mean()), generator=0
     ... )
     >>> history = learner.run(3)
     >>> [record["labeled"] for record in history]
@@ -296,9 +295,7 @@ class ActiveLearner:
         with _seeded(derived_seed(self.seed, "fit", self.round)):
             model = self._make()
             returned = self._fit(model, self.data)
-        if returned is not None and not isinstance(returned, (nn.Module, Posterior)):
-            raise TypeError(f"fit must return None, a network or a posterior, got {type(returned).__name__}")
-        self.model = model if returned is None else returned
+        self.model = trained(model, returned, "fit")
         record: dict[str, Any] = {"round": self.round, "labeled": len(self.labeled)}
         if self._evaluate is not None:
             with _seeded(derived_seed(self.seed, "evaluate", self.round)), evaluating(*_networks(self.model)):

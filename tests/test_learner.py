@@ -328,7 +328,7 @@ def test_what_is_refused(data):
         learner((3, y))
     with pytest.raises(ValueError, match="labeled must have at least one row for a network to be fitted, got none"):
         learner(data, labeled=[]).run(1)
-    with pytest.raises(TypeError, match="fit must return None, a network or a posterior, got int"):
+    with pytest.raises(TypeError, match="fit must return None, a network, a posterior or a History, got int"):
         learner(data, fit=lambda net, d: 3).run(1)
     with pytest.raises(ValueError, match="must have a dropout module"):
         learner(data, "bald", make=lambda: nn.Linear(4, 4)).run(1)

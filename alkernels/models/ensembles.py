@@ -379,7 +379,7 @@ def trained(model: nn.Module, returned: Any, name: str) -> nn.Module | Posterior
     if returned is None or isinstance(returned, History):
         return model
     if not isinstance(returned, (nn.Module, Posterior)):
-        raise TypeError(f"{name} must return None, a network or a History, got {type(returned).__name__}")
+        raise TypeError(f"{name} must return None, a network, a posterior or a History, got {type(returned).__name__}")
     return returned
 
 

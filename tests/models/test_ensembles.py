@@ -191,7 +191,7 @@ class TestNaiveEnsemble:
         posterior = alk.models.MCDropout(nn.Sequential(linear(), nn.Dropout(0.5)))
         assert trained(one, None, "fit") is one and trained(one, alk.models.History({}, 0), "fit") is one
         assert trained(one, other, "fit") is other and trained(one, posterior, "fit") is posterior
-        with pytest.raises(TypeError, match="learn must return None, a network or a History, got dict"):
+        with pytest.raises(TypeError, match="learn must return None, a network, a posterior or a History, got dict"):
             trained(one, {}, "learn")
 
     def test_bad_input(self):
@@ -202,7 +202,7 @@ class TestNaiveEnsemble:
             naive_ensemble(lambda: one, nothing, None, members=2)
         with pytest.raises(TypeError, match=r"what make\(\) gives must be a network \(torch.nn.Module\), got NoneType"):
             naive_ensemble(lambda: None, nothing, None)
-        with pytest.raises(TypeError, match="fit must return None, a network or a History, got float"):
+        with pytest.raises(TypeError, match="fit must return None, a network, a posterior or a History, got float"):
             naive_ensemble(linear, lambda m, d: 0.5, None)
         with pytest.raises(TypeError, match=r"what fit\(\) gives must be a network \(torch.nn.Module\), got MCDropout"):
             naive_ensemble(linear, lambda m, d: alk.models.MCDropout(nn.Sequential(m, nn.Dropout(0.5))), None)
@@ -335,7 +335,7 @@ class TestDiversityEncouragingEnsemble:
             diversity_encouraging_ensemble(linear, None, nothing, None)
         with pytest.raises(TypeError, match="progress must be True or False"):
             diversity_encouraging_ensemble(linear, nothing, nothing, None, progress=1)
-        with pytest.raises(TypeError, match="warm_up must return None, a network or a History, got int"):
+        with pytest.raises(TypeError, match="warm_up must return None, a network, a posterior or a History, got int"):
             diversity_encouraging_ensemble(linear, lambda m, d: 1, nothing, None)
         with pytest.raises(ValueError, match="members must be at least 1, got 0"):
             diversity_encouraging_ensemble(linear, nothing, nothing, None, members=0)
