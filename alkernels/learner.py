@@ -47,7 +47,8 @@ class ActiveLearner:
         ``make()`` gives a new network.
     fit : callable
         ``fit(model, data)`` trains it in place (:func:`alkernels.models.fit` does), or returns what to go on with: a
-        network, or a posterior such as an ensemble. ``data`` is a pair of tensors ``(x, y)``, for a Dataset a Dataset of such pairs.
+        network, or a posterior such as an ensemble. ``data`` is a pair of tensors ``(x, y)``, for a Dataset a Dataset of
+        such pairs.
     strategy : str
         A name of :func:`alkernels.strategies.names`.
     batch_size : int
@@ -112,7 +113,8 @@ class ActiveLearner:
     >>> x, y = torch.randn(200, 4), torch.arange(200) % 2
     >>> learner = alk.ActiveLearner(
     ...     x, make=lambda: torch.nn.Linear(4, 2), fit=lambda net, data: alk.models.fit(net, data, epochs=5),
-    ...     strategy="margin", batch_size=5, labeled=range(10), oracle=lambda rows: y[rows], evaluate=lambda net: float((net(x).argmax(1) == y).float().mean()), generator=0
+    ...     strategy="margin", batch_size=5, labeled=range(10), oracle=lambda rows: y[rows],
+    ...     evaluate=lambda net: float((net(x).argmax(1) == y).float().mean()), generator=0
     ... )
     >>> history = learner.run(3)
     >>> [record["labeled"] for record in history]
