@@ -47,8 +47,8 @@ class ActiveLearner:
         ``make()`` gives a new network.
     fit : callable
         ``fit(model, data)`` trains it in place (:func:`alkernels.models.fit` does), or returns what to go on with: a
-        network, or a posterior such as an ensemble. ``data`` is a pair of tensors ``(x, y)``, for a Dataset a Dataset of
-        such pairs.
+        network, or a posterior such as an ensemble. ``data`` is a pair of tensors ``(x, y)``, for a Dataset a Dataset
+        of such pairs.
     strategy : str
         A name of :func:`alkernels.strategies.names`.
     batch_size : int
