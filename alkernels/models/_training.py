@@ -258,7 +258,7 @@ def outputs_of(
     elif isinstance(x, Iterable) and not isinstance(x, (tuple, str, Mapping)):
         from alkernels.models.collecting import _batches  # which imports what imports this module
 
-        batches, _ = _batches(x, batch_size)
+        batches, _ = _batches(x, batch_size, "x")
     else:
         raise TypeError(f"x must be a tensor, an array, a Dataset or batches of a DataLoader, got {_described(x)}")
     parts = []

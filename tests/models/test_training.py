@@ -149,7 +149,7 @@ class TestOutputs:
             ({"shuffle": True}, "in order, got one with a RandomSampler"),
             ({"drop_last": True}, "every row"),
         ):
-            with pytest.raises(ValueError, match=f"loader must give .*{message}"):
+            with pytest.raises(ValueError, match=f"x must give .*{message}"):
                 run(torch.utils.data.DataLoader(Pairs(x), batch_size=5, **options))
 
     def test_random_numbers_are_as_they_were(self):

@@ -1,6 +1,0 @@
-"""Data and networks of the strategies' tests serve here, too."""
-
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "strategies"))
