@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from alkernels._files import replacing
 from alkernels._inputs import as_tensor, check_count, check_flag, is_numpy
+from alkernels.models._batches import batches_of
 from alkernels.models._state import evaluating, keeping_modes, own_randomness, unwrapped
 from alkernels.models.posterior import derived_seed
 
@@ -256,9 +257,7 @@ def outputs_of(
         rows.check_some("there is nothing to predict")
         batches = rows.tiles(batch_size)
     elif isinstance(x, Iterable) and not isinstance(x, (tuple, str, Mapping)):
-        from alkernels.models.collecting import _batches  # which imports what imports this module
-
-        batches, _ = _batches(x, batch_size, "x")
+        batches, _ = batches_of(x, batch_size, "x")
     else:
         raise TypeError(f"x must be a tensor, an array, a Dataset or batches of a DataLoader, got {_described(x)}")
     parts = []

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, SequentialSampler
 from tqdm import tqdm
 
 from alkernels._inputs import check_count
+from alkernels.models._batches import batches_of
 from alkernels.models._features import POOLING, Features
 from alkernels.models._state import evaluating, unwrapped
 from alkernels.models.dropout import MCDropout
@@ -27,7 +27,6 @@ ARRAYS = ("probs", "log_probs", "features", "mc_probs", "votes", "scores", "labe
 _OF_HEAD = ("head_weight", "head_bias")
 _OF_DRAWS = ("mc_probs", "votes", "scores")
 _OF_LABELED = {"labeled_features": "features", "labeled_probs": "probs", "labels": "labels"}
-_ORDERED = "make it with shuffle=False, or hand over the Dataset"
 _OUTPUTS = ("logits", "probs", "log_probs")
 _ENOUGH_ROWS = 4  # that look like probabilities by chance: once in 10^15
 
@@ -219,7 +218,7 @@ class _Run:
         self.kept = self.where if device is None else torch.device(device)
 
     def over(self, loader: Any, wanted: list[str], batch_size: int, folder: Path | None) -> dict[str, Any]:
-        batches, count = _batches(loader, batch_size)
+        batches, count = batches_of(loader, batch_size)
         is_numpy = isinstance(loader, np.ndarray)
         averaged = self.posterior is not None and self.posterior.averaged
         drawn = any(n in _OF_DRAWS for n in wanted) or (averaged and bool({"probs", "log_probs"} & {*wanted}))
@@ -374,40 +373,6 @@ class _Variance:
     def mean(self) -> Tensor:
         """[B]: averaged over classes and positions."""
         return self.squares.flatten(1).mean(1) / self.count
-
-
-def _batches(loader: Any, batch_size: int, name: str = "loader") -> tuple[Iterable[Any], int | None]:
-    """Batches in the pool's order, and how many rows there are, where that is known."""
-    if isinstance(loader, (Tensor, np.ndarray)):
-        if loader.ndim < 1 or len(loader) == 0:
-            raise ValueError(f"{name} must have at least one row, got shape {tuple(loader.shape)}")
-        chunks = (loader[i : i + batch_size] for i in range(0, len(loader), batch_size))
-        return (c if isinstance(c, Tensor) else torch.from_numpy(np.array(c)) for c in chunks), len(loader)
-    if isinstance(loader, Dataset):
-        loader = DataLoader(loader, batch_size)
-    if not isinstance(loader, DataLoader):
-        if not isinstance(loader, Iterable):
-            raise TypeError(f"{name} must give batches, or be a Dataset or an array, got {type(loader).__name__}")
-        return loader, None
-    if isinstance(loader.dataset, IterableDataset):
-        if loader.drop_last:
-            raise ValueError(f"{name} must give every row, got one with drop_last=True: make it without")
-        return loader, None
-    batches = loader.batch_sampler
-    if batches is not None and type(batches) is not BatchSampler:
-        raise ValueError(
-            f"{name} must give the pool in order, which {type(batches).__name__} is not known to: {_ORDERED}"
-        )
-    sampler: Any = loader.sampler if batches is None else batches.sampler
-    # a list of rows is an order of the caller's own
-    if not isinstance(sampler, (SequentialSampler, list, tuple, range, np.ndarray, Tensor)):
-        raise ValueError(f"{name} must give the pool in order, got one with a {type(sampler).__name__}: {_ORDERED}")
-    if batches is None:
-        return loader, None  # each item is a batch
-    count = len(sampler)
-    if batches.drop_last and count % batches.batch_size:
-        raise ValueError(f"{name} must give every row, got one with drop_last=True: make it without")
-    return loader, count
 
 
 def _moved(batch: Any, device: torch.device) -> Any:
