@@ -161,7 +161,7 @@ class TestBadge:
 @pytest.mark.parametrize("call", ["egl(p, h)", "badge(p, h, 5, generator=0)"])
 def test_memory_with_few_classes_and_wide_rows(call):
     """Tiles are as long as both the classes and the features let them be."""
-    out = run_python(
+    code = (
         MEASURE
         + "g = torch.Generator().manual_seed(0)\n"
         + "p, h = torch.rand(60000, 2, generator=g).softmax(1), torch.randn(60000, 512, generator=g)\n"
@@ -171,7 +171,8 @@ def test_memory_with_few_classes_and_wide_rows(call):
         + "\nf(p[:100], h[:100])\n"
         + "print(extra(lambda: f(p, h)))"
     )
-    assert int(out) <= 90e6  # the features take 123 MB
+    # 10 MB as a rule; a machine short of memory may read pages of libraries anew, which only adds
+    assert any(int(run_python(code)) <= 50e6 for _ in range(3))  # the features take 123 MB
 
 
 def test_magnitudes_whose_squares_overflow():
