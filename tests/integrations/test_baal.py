@@ -1,5 +1,9 @@
 """baal's heuristics: equal scores where baal is right, its loop, and what it gets wrong."""
 
+# ruff: noqa: NPY002 (the host draws from NumPy's global state)
+
+import importlib
+import sys
 import warnings
 
 import numpy as np
@@ -317,3 +321,10 @@ def test_the_loop_labels_the_best_row():
     assert loop.step()
     wanted = alk.batchbald(np.ascontiguousarray(given.transpose(0, 2, 1)), 3).indices
     assert set(np.flatnonzero(dataset.labelled)) == set(wanted)
+
+
+def test_a_missing_host_names_the_extra(monkeypatch):
+    monkeypatch.delitem(sys.modules, "alkernels.integrations.baal")
+    monkeypatch.setitem(sys.modules, "baal.active", None)
+    with pytest.raises(ImportError, match=r"needs the package baal: pip install 'alkernels\[baal\]'"):
+        importlib.import_module("alkernels.integrations.baal")

@@ -1,5 +1,10 @@
 """scikit-learn's k-means++: its signature and contract, the plain law, and as an init of its estimators."""
 
+# ruff: noqa: NPY002 (the host draws from NumPy's global state)
+
+import importlib
+import sys
+
 import numpy as np
 import pytest
 
@@ -103,3 +108,10 @@ def test_sparse_matrices_are_refused_as_scikit_learn_refuses_them():
     sparse = pytest.importorskip("scipy.sparse")
     with pytest.raises(TypeError, match="dense data is required"):
         kmeans_plusplus(sparse.csr_matrix(points()), 3)
+
+
+def test_a_missing_host_names_the_extra(monkeypatch):
+    monkeypatch.delitem(sys.modules, "alkernels.integrations.sklearn")
+    monkeypatch.setitem(sys.modules, "sklearn.utils", None)
+    with pytest.raises(ImportError, match=r"needs the package scikit-learn: pip install 'alkernels\[strategies\]'"):
+        importlib.import_module("alkernels.integrations.sklearn")
