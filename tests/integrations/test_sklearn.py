@@ -52,7 +52,7 @@ def test_the_law_is_that_of_one_local_trial():
     ours = np.zeros((3, 3))
     theirs = np.zeros((3, 3))
     for seed in range(1500):
-        ours[tuple(kmeans_plusplus(x, 2, random_state=seed)[1])] += 1 / 1500
+        ours[tuple(kmeans_plusplus(x, 2, random_state=seed, n_local_trials=1)[1])] += 1 / 1500
         theirs[tuple(cluster.kmeans_plusplus(x, 2, random_state=seed, n_local_trials=1)[1])] += 1 / 1500
     exact = np.array([[0, 1 / 30, 9 / 30], [1 / 15, 0, 4 / 15], [9 / 39, 4 / 39, 0]])
     assert np.abs(ours - exact).max() < 0.045  # over three standard deviations
@@ -64,6 +64,19 @@ def test_seeds_are_distinct_where_points_coincide():
     with np.errstate(all="ignore"):
         assert len(set(cluster.kmeans_plusplus(x, 6, random_state=0)[1])) < 6  # theirs repeats rows
     assert sorted(kmeans_plusplus(x, 6, random_state=0)[1]) == list(range(6))
+    assert len(set(kmeans_plusplus(np.repeat([[0.0], [1.0]], 20, 0), 7, random_state=0)[1])) == 7
+
+
+@pytest.mark.parametrize("clusters", [6, 40])
+def test_seeds_are_as_good_as_scikit_learn_s(clusters):
+    x = points(2000, 8)
+
+    def cost(function, **options):
+        all_seeds = [function(x, clusters, random_state=seed, **options)[0] for seed in range(10)]
+        return np.mean([((x[:, None] - seeds) ** 2).sum(2).min(1).sum() for seeds in all_seeds])
+
+    theirs, plain = cost(cluster.kmeans_plusplus), cost(kmeans_plusplus, n_local_trials=1)
+    assert cost(kmeans_plusplus) < 1.02 * theirs < plain
 
 
 @pytest.mark.parametrize("estimator", [cluster.KMeans, cluster.MiniBatchKMeans, cluster.BisectingKMeans])
@@ -76,10 +89,10 @@ def test_estimators_start_from_it(estimator):
     assert model.inertia_ <= 1.1 * usual.inertia_
 
 
-def test_equal_weights_and_one_trial_are_what_it_does():
+def test_equal_weights_are_none():
     x = points()
     plain = kmeans_plusplus(x, 5, random_state=0)[1].tolist()
-    options = {"sample_weight": np.full(400, 2.0), "n_local_trials": 1, "x_squared_norms": (x**2).sum(1)}
+    options = {"sample_weight": np.full(400, 2.0), "x_squared_norms": (x**2).sum(1)}
     assert kmeans_plusplus(x, 5, random_state=0, **options)[1].tolist() == plain
     assert kmeans_plusplus(x, 5, random_state=0, sample_weight=3)[1].tolist() == plain
 
