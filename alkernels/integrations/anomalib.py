@@ -25,8 +25,8 @@ class KCenterGreedy:
 
     In place of ``anomalib.models.components.KCenterGreedy``, with its methods ``select_coreset_idxs`` and
     ``sample_coreset``. What differs: distances are those of the embedding itself, not of a random projection of it
-    (unless `projection`), which covers better, and the pool is walked once for a block of picks. The methods of a
-    single step (``update_distances``, ``get_new_idx``) are not there.
+    (unless `projection`), and the pool is walked once for a block of picks. The methods of a single step
+    (``update_distances``, ``get_new_idx``) are not there.
 
     Parameters
     ----------

@@ -161,7 +161,7 @@ class BALD(_OfProbabilities):
     Notes
     -----
     Differs from baal: no score is below 0; one class [N, 1, ..., K] is that of a sigmoid, with the information of
-    both its outcomes (baal counts half of them); half-precision probabilities are not taken for logits; tensors on any
+    both its outcomes (baal counts one); half-precision probabilities are not taken for logits; tensors on any
     device; equal scores come in the order of the pool.
 
     References
