@@ -14,7 +14,7 @@ else
 endif
 PIP := $(PY) -m pip --disable-pip-version-check
 
-.PHONY: demo test lint bench docs examples check-cuda emulate clean
+.PHONY: demo test lint bench docs examples hosts check-cuda emulate clean
 
 demo: .setup-demo
 	$(PY) -m alkernels demo
@@ -39,6 +39,9 @@ examples: .setup-examples
 	set -e; for script in docs/examples/*.py; do \
 	  echo "== $$script"; $(PY) $$script --out build/examples/$$(basename $$script .py).png $(ARGS); \
 	done
+
+hosts: .setup-test
+	PYTHON="$(PY)" tests/integrations/hosts.sh
 
 check-cuda: .setup-test
 	PYTHON="$(PY)" tests/check_cuda.sh
