@@ -268,8 +268,8 @@ class EPIG(heuristics.EPIG, _Heuristic):
     """``baal.active.heuristics.EPIG``: what a label says about the predictions at target points, in nats.
 
     Nothing of size ``N x C x T x C`` is held, and results are float64. In an ``ActiveLearningLoop`` the targets are the
-    labelled set, as baal has it. It is made with baal's ``shuffle_prop``, ``reverse`` (which has no effect there either)
-    and ``reduction``.
+    labelled set, as baal has it. It is made with baal's ``shuffle_prop``, ``reverse`` (which has no effect there
+    either) and ``reduction``.
 
     References
     ----------
