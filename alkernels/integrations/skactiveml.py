@@ -165,7 +165,8 @@ def _floats(rows: Any) -> np.ndarray:
 
 def _shuffled(count: int, seed: int) -> torch.Tensor:
     """An order in which ties that go to the first row go to any."""
-    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    # another stream than the strategy's draws: the seed's low 32 bits decide it
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed ^ 0x5DEECE66))
 
 
 def _tiles(count: int, numbers_a_row: int) -> Iterator[slice]:

@@ -250,6 +250,24 @@ def test_probcover_is_covered_by_labels_only():
     assert ours.ProbCover(deltas=[0.5], random_state=0).query(x, y, **given)[1][0, 1] == 2
 
 
+@pytest.mark.parametrize("name", ["CoreSet", "UncertaintySampling", "ProbCover"])
+def test_any_of_tied_candidates_is_as_likely(name):
+    x, y = np.repeat(np.arange(5.0), 2).reshape(5, 2), np.full(5, np.nan)
+    options = {"deltas": [0.1]} if name == "ProbCover" else {}
+    given = {"clf": Says(np.full((5, 2), 0.5), classes=[0, 1]), "fit_clf": True} if name in WITH_CLF else {}
+    counts = np.zeros(5)
+    for seed in range(500):
+        counts[getattr(ours, name)(random_state=seed, **options).query(x, y, **given)] += 1
+    assert ((counts - 100) ** 2 / 100).sum() < 23.5  # chi squared of 4 degrees: 1e-4
+
+
+def test_their_wrappers_take_ours():
+    wrapped = theirs.SubSamplingWrapper(ours.CoreSet(random_state=0), max_candidates=20, random_state=0)
+    picks, utilities = wrapped.query(X, Y, batch_size=3, return_utilities=True)
+    assert len(set(picks)) == 3
+    assert np.isfinite(utilities[0]).sum() == 20
+
+
 # ---- bugs that theirs has ----
 
 
