@@ -141,7 +141,7 @@ def _parser() -> argparse.ArgumentParser:
         " (default: both)",
     )  # fmt: skip
     _add_curves(
-        demo, "alkernels-demo.png", strategies="margin entropy badge k_center_greedy typiclust", rounds=6, seeds=6
+        demo, "alkernels-demo.png", "margin entropy badge k_center_greedy typiclust", rounds=6, seeds=6, threads=1
     )
     demo.set_defaults(run=_demo)
 
@@ -162,7 +162,7 @@ def _parser() -> argparse.ArgumentParser:
         "--test-share", type=_share, default=None, metavar="P",
         help="without them: this share of the rows, at random (default: 0.2)",
     )  # fmt: skip
-    _add_curves(simulate, "alkernels-simulate.png", strategies="margin badge k_center_greedy", rounds=10, seeds=5)
+    _add_curves(simulate, "alkernels-simulate.png", "margin badge k_center_greedy", rounds=10, seeds=5, threads=None)
     simulate.set_defaults(run=_simulate)
 
     bench = commands.add_parser(
@@ -206,7 +206,9 @@ def _share(text: str) -> float:
     return value
 
 
-def _add_curves(command: argparse.ArgumentParser, out: str, strategies: str, rounds: int, seeds: int) -> None:
+def _add_curves(
+    command: argparse.ArgumentParser, out: str, strategies: str, *, rounds: int, seeds: int, threads: int | None
+) -> None:
     """What demo and simulate share."""
     number = _integer(1)
     command.add_argument(
@@ -233,7 +235,10 @@ def _add_curves(command: argparse.ArgumentParser, out: str, strategies: str, rou
     )
     command.add_argument("--out", default=out, metavar="FILE", help="the picture (default: %(default)s)")
     command.add_argument("--json", metavar="FILE", help="where to write every number, if anywhere")
-    command.add_argument("--threads", type=_integer(1, 1024), metavar="T", help="CPU threads (default: torch's choice)")
+    chosen = "torch's choice" if threads is None else f"{threads}: the networks are small"
+    command.add_argument(
+        "--threads", type=_integer(1, 1024), default=threads, metavar="T", help=f"CPU threads (default: {chosen})"
+    )
     command.add_argument("--no-progress", action="store_true", help="no progress bar, not even on a terminal")
 
 

@@ -9,6 +9,7 @@ import re
 import stat
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,14 @@ PNG = b"\x89PNG\r\n\x1a\n"
 @pytest.fixture
 def pool() -> np.ndarray:
     return np.random.default_rng(0).standard_normal((ROWS, WIDTH), dtype=np.float32)
+
+
+@pytest.fixture(autouse=True)
+def threads() -> Iterator[None]:
+    """Commands run in this process, and set its threads."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture
