@@ -17,8 +17,7 @@ from alkernels.learner import ActiveLearner
 from alkernels.models.collecting import not_collected
 from alkernels.models.fitting import fit
 from alkernels.models.posterior import derived_seed
-from alkernels.strategies._catalogue import info
-from alkernels.strategies._select import check_options
+from alkernels.strategies._select import involved
 
 # Of Okabe and Ito's palette, told apart by the colour-blind too; random is grey.
 _COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195", "#8C564B"]
@@ -90,16 +89,12 @@ class Curves:
 
 def check_strategy(name: str, options: dict[str, Any], head: str) -> None:
     """That a network's word is enough for it, and that network's."""
-    entry = info(name)
-    of = options.get("of") or entry.of
-    entries = [entry, *(info(n) for n in (of, options.get("prefilter")) if n)]
-    check_options(entries, {k: v for k, v in options.items() if k not in ("of", "prefilter", "keep")})
-    for e in entries:
-        lacking = [n for n in not_collected(e) if not (n == "scores" and e is entry and of)]
-        if lacking:
-            raise ValueError(
-                f"strategies must be ones that a network's word is enough for; {e.name} needs {' and '.join(lacking)}"
-            )
+    strategies = involved(name, options)
+    for e, lacking in not_collected(strategies):
+        raise ValueError(
+            f"strategies must be ones that a network's word is enough for; {e.name} needs {' and '.join(lacking)}"
+        )
+    for e in strategies.all:
         if head == "linear" and any({"mc_probs", "votes"} & {*group} for group in e.needs):
             raise ValueError(f"--head must be mlp, which has dropout to draw from, for {e.name}, got linear")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import random
 import time
@@ -19,12 +18,13 @@ from tqdm import tqdm
 
 from alkernels._files import replacing
 from alkernels._inputs import as_tensor, check_count, check_flag, check_integer, check_rows, is_numpy, seed_of
+from alkernels.models._fingerprints import digest, spread_rows
 from alkernels.models._state import evaluating, own_randomness
 from alkernels.models.collecting import collect, not_collected
 from alkernels.models.ensembles import trained
 from alkernels.models.posterior import Posterior, derived_seed
 from alkernels.strategies._catalogue import info
-from alkernels.strategies._select import check_options, select
+from alkernels.strategies._select import involved, select
 
 _log = logging.getLogger("alkernels")
 _FORMAT = 1
@@ -317,16 +317,10 @@ class ActiveLearner:
 
     def _check_options(self) -> None:
         """That all can be collected that the strategy will need, before anything is trained."""
-        entry = info(self.strategy)
-        of = self.options.get("of") or entry.of
-        entries = [entry, *(info(name) for name in (of, self.options.get("prefilter")) if name)]
-        own = {"of", "prefilter", "keep", "tie_break", "generator", "device", "progress"}
-        check_options(entries, {k: v for k, v in self.options.items() if k not in own})
+        own = {name: value for name, value in self.options.items() if name != "generator"}
         given = {name for name, argument in _BESIDES.items() if argument in self._collect_options}
-        for e in entries:
-            lacking = [n for n in not_collected(e) if n not in given and not (n == "scores" and e is entry and of)]
-            if lacking:
-                raise ValueError(f"arrays must be given for {e.name}, to get {' and '.join(lacking)} for it")
+        for entry, lacking in not_collected(involved(self.strategy, own), given):
+            raise ValueError(f"arrays must be given for {entry.name}, to get {' and '.join(lacking)} for it")
 
     def _needed(self) -> Mapping[str, Any]:
         """What the strategy is to look at."""
@@ -364,7 +358,7 @@ class ActiveLearner:
             "batch_size": self.batch_size,
             "options": {k: _plain(v) for k, v in sorted(self.options.items())},
             "collect_options": {k: _plain(v) for k, v in sorted(self._collect_options.items())},
-            "labeled at the start": hashlib.blake2b(self._started.numpy().tobytes(), digest_size=8).hexdigest(),
+            "labeled at the start": digest(self._started),
         }  # fmt: skip
 
     def _save(self) -> None:
@@ -435,15 +429,10 @@ def _plain(value: Any) -> Any:
         return value
     if isinstance(value, (Tensor, np.ndarray)):
         tensor = as_tensor(value, "value", "an array").cpu()
-        return f"{tuple(tensor.shape)} {tensor.dtype} {_digest(tensor)}"
+        return f"{tuple(tensor.shape)} {tensor.dtype} {digest(tensor)}"
     if isinstance(value, (list, tuple)):
         return [_plain(v) for v in value]
     return type(value).__qualname__
-
-
-def _digest(tensor: Tensor) -> str:
-    data = tensor.contiguous().flatten().view(torch.uint8).numpy() if tensor.numel() else np.empty(0, dtype=np.uint8)
-    return hashlib.blake2b(data.tobytes(), digest_size=8).hexdigest()
 
 
 class _Items(Dataset[Any]):
@@ -505,13 +494,13 @@ def _seeded(seed: int) -> Iterator[None]:
 def _fingerprint(pool: Any) -> str:
     """Its shape, and a hash of some rows."""
     count = len(pool)
-    some = torch.arange(min(count, 64)) * (count - 1) // max(min(count, 64) - 1, 1)
     if isinstance(pool, Dataset):
         with _seeded(0):  # items may be augmented at random
             items = [pool[int(i)] for i in (0, count // 2, count - 1)]
         return f"{count} rows, {_plain([_inputs_of(item) for item in items])}"
+    some = spread_rows(count, 64)
     rows = torch.from_numpy(pool[some.numpy()]) if is_numpy(pool) else pool[some.to(pool.device)].cpu()
-    return f"{tuple(pool.shape)} {str(rows.dtype).removeprefix('torch.')} {_digest(rows)}"
+    return f"{tuple(pool.shape)} {str(rows.dtype).removeprefix('torch.')} {digest(rows)}"
 
 
 def _inputs_of(item: Any) -> Any:

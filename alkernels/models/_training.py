@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import inspect
 import math
 import os
@@ -24,6 +23,7 @@ from tqdm import tqdm
 from alkernels._files import replacing
 from alkernels._inputs import as_tensor, check_count, check_flag, is_numpy
 from alkernels.models._batches import batches_of
+from alkernels.models._fingerprints import digest, spread_rows
 from alkernels.models._state import evaluating, keeping_modes, own_randomness, unwrapped
 from alkernels.models.posterior import derived_seed
 
@@ -140,23 +140,18 @@ class Rows:
 
         Inputs of a Dataset are not compared, as they may be augmented at random, but labels of some of its items are.
         """
-        digest = hashlib.blake2b(digest_size=8)
         some = _ROWS_IN_A_FINGERPRINT if self.dataset is None else _ITEMS_IN_A_FINGERPRINT
-        rows = torch.linspace(0, self.count - 1, min(self.count, some), dtype=torch.float64).long()
+        rows = spread_rows(self.count, some)
         shape = " x ".join(map(str, (self.count, *self.row_shape)))
         if self.dataset is None:
-            digest.update(_bytes(self.gather(rows)[0]))
-            if self.labels is not None:
-                digest.update(_bytes(self.labels))
-            return f"{shape}, content {digest.hexdigest()}"
+            content = digest(self.gather(rows)[0], *([] if self.labels is None else [self.labels]))
+            return f"{shape}, content {content}"
         if not self.labeled:
             return shape
         with own_randomness(0):
-            for row in rows.split(1):  # inputs may differ in shape from item to item
-                labels = self.gather(row)[1]
-                assert labels is not None
-                digest.update(_bytes(labels))
-        return f"{shape}, labels {digest.hexdigest()}"
+            # one by one: inputs may differ in shape from item to item
+            labels = [label for row in rows.split(1) if (label := self.gather(row)[1]) is not None]
+        return f"{shape}, labels {digest(*labels)}"
 
 
 def is_map_style(data: Any) -> bool:
@@ -181,10 +176,6 @@ def _described(data: Any) -> str:
 
 def _as_labels(labels: Tensor) -> Tensor:
     return labels if labels.is_floating_point() or labels.is_complex() else labels.long()
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
 class Batches:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from alkernels.models.dropout import MCDropout
 from alkernels.models.posterior import Posterior
 from alkernels.strategies._arguments import check_one_of
 from alkernels.strategies._catalogue import StrategyInfo, info, names, nearest
+from alkernels.strategies._select import Involved
 
 ARRAYS = ("probs", "log_probs", "features", "mc_probs", "votes", "scores", "labels", "head_weight", "head_bias")
 _OF_HEAD = ("head_weight", "head_bias")
@@ -186,10 +187,14 @@ def _wanted(needs: Any, spatial: bool) -> tuple[list[str], set[str]]:
     return list(dict.fromkeys(wanted)) or ["probs"], besides
 
 
-def not_collected(entry: StrategyInfo) -> list[str]:
-    """What a strategy needs that :func:`collect` does not give, from a pool and labelled rows."""
-    given = {*ARRAYS, *_OF_LABELED} - {"scores"}
-    return [group[0] for group in entry.needs if not given & {*group}]
+def not_collected(strategies: Involved, besides: Iterable[str] = ()) -> Iterator[tuple[StrategyInfo, list[str]]]:
+    """Which of them need what, that neither :func:`collect` gives, from a pool and labelled rows, nor one another."""
+    given = {*ARRAYS, *_OF_LABELED, *besides} - {"scores"}
+    for entry in strategies.all:
+        scores = {"scores"} if entry is strategies.strategy and strategies.of is not None else set()
+        lacking = [group[0] for group in entry.needs if not (given | scores) & {*group}]
+        if lacking:
+            yield entry, lacking
 
 
 class _Run:

@@ -10,7 +10,7 @@ import torch
 from alkernels._inputs import Array
 from alkernels._packages import package
 from alkernels.strategies._catalogue import INPUTS, StrategyInfo, info
-from alkernels.strategies._select import check_options, select
+from alkernels.strategies._select import involved, select
 
 
 class ProxySelection(NamedTuple):
@@ -93,9 +93,7 @@ class SelectionViaProxy:
         for name, value in {"fit_proxy": fit_proxy, "embed_proxy": embed_proxy}.items():
             if not callable(value):
                 raise TypeError(f"{name} must be callable, got {type(value).__name__}")
-        inner = [info(name) for name in (options.get("of") or self.entry.of, options.get("prefilter")) if name]
-        own = ("of", "prefilter", "keep", "tie_break", "device", "progress")
-        check_options([self.entry, *inner], {k: v for k, v in options.items() if k not in own})
+        involved(strategy, options)
         self.fit_proxy, self.embed_proxy, self.options = fit_proxy, embed_proxy, options
 
     def select(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 
@@ -141,7 +142,7 @@ def select(
     inner = _inner(entry, of, given)
     first = None if prefilter is None else _scoring(prefilter, "prefilter")
     entries = [e for e in (entry, inner, first) if e is not None]
-    check_options(entries, options)
+    _check_options(entries, options)
     for e in entries:
         # what gives a strategy its scores is asked for in its place
         _check_needs(e, given, without="scores" if e is entry and inner is not None else None)
@@ -210,7 +211,29 @@ def _shape(name: str) -> str:
     return f"{INPUTS[name].shape} ({INPUTS[name].meaning})"
 
 
-def check_options(entries: list[StrategyInfo], options: dict[str, Any]) -> None:
+class Involved(NamedTuple):
+    """A strategy, the one whose scores it takes, and the one that filters before it."""
+
+    strategy: StrategyInfo
+    of: StrategyInfo | None
+    prefilter: StrategyInfo | None
+
+    @property
+    def all(self) -> list[StrategyInfo]:
+        return [e for e in self if e is not None]
+
+
+def involved(strategy: str, options: Mapping[str, Any]) -> Involved:
+    """Who takes part where `select` is called with such options, which are checked, before there are any arrays."""
+    entry = info(strategy)
+    of, prefilter = options.get("of") or entry.of, options.get("prefilter")
+    found = Involved(entry, info(of) if of else None, info(prefilter) if prefilter else None)
+    selects = ("of", "prefilter", "keep", "tie_break", "device", "progress")
+    _check_options(found.all, {name: value for name, value in options.items() if name not in selects})
+    return found
+
+
+def _check_options(entries: list[StrategyInfo], options: dict[str, Any]) -> None:
     known = list(dict.fromkeys(option for e in entries for option in e.options))
     for option in options:
         if option not in known:
