@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import math
-import mmap
 import numbers
 import operator
-import warnings
 from collections.abc import Iterator
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 
+from alkernels._sources import (
+    TensorSource,
+    bytes_a_row,
+    free_host_memory,
+    gathered,
+    read_slabs,
+    source_of,
+)
 from alkernels._streaming import CudaStreams, HostSource, Source, check_target, move, read_ahead
 
 Array: TypeAlias = "torch.Tensor | np.ndarray"
@@ -29,9 +35,13 @@ _GPU_OPERATIONS, _GPU_MEMORY = 300, 8
 # Features up to this leave room for squares and their sums in float32; larger ones are multiplied in float64.
 LARGEST_NARROW = 1e15
 
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_WELCOME = "float16, bfloat16, float32 or float64"
-_NUMPY_DTYPES = {np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.float64)}
+# A tile of rows that are widened, or read from a file, takes so many bytes.
+_BYTES_A_TILE = 16 << 20
+# Of rows in files three tiles are held: one that is worked on, one that is read meanwhile, one that is widened. A limit
+# of memory leaves room for so many rows of each.
+_TILES, _FEWEST_ROWS = 3, 64
+# Where no limit is given, this share of the free memory is one.
+_SHARE = 0.25
 
 
 def operations_a_call(device: torch.device) -> float:
@@ -42,11 +52,6 @@ def operations_a_call(device: torch.device) -> float:
 def bytes_a_call(device: torch.device, on_cpu: int) -> int:
     """How much memory one call may hold, where `on_cpu` bytes are right for a CPU and its caches."""
     return on_cpu * (1 if device.type == "cpu" else _GPU_MEMORY)
-
-
-def is_numpy(array: Any) -> bool:
-    """Whether results for an array are to be NumPy's."""
-    return isinstance(array.array if isinstance(array, RowsOf) else array, np.ndarray)
 
 
 def not_compiled(device: Any) -> None:
@@ -130,157 +135,13 @@ class TopK(NamedTuple):
     indices: Any
 
 
-class _TensorSource:
-    """A tensor, sliced without copies."""
-
-    def __init__(self, tensor: torch.Tensor, name: str) -> None:
-        if tensor.layout != torch.strided:
-            raise TypeError(f"{name} must be a dense tensor, got layout {tensor.layout}; call .to_dense() first")
-        self.tensor = tensor.detach()
-        self.shape, self.dtype, self.device = tensor.shape, tensor.dtype, tensor.device
-
-    def tile(self, begin: int, end: int) -> torch.Tensor:
-        return self.tensor[begin:end]
-
-    def gather(self, rows: torch.Tensor) -> torch.Tensor:
-        return self.tensor.index_select(0, rows)
-
-    def release(self, begin: int, end: int) -> None:
-        pass
-
-
-class _ArraySource:
-    """A NumPy array or memory map. Nothing is copied but gathered rows (and tiles that torch cannot view)."""
-
-    device = torch.device("cpu")
-
-    def __init__(self, array: np.ndarray, name: str) -> None:
-        native = array.dtype.newbyteorder("=")
-        if native not in _NUMPY_DTYPES:
-            raise TypeError(
-                f"{name} must be of dtype float16, float32 or float64 (torch tensors: bfloat16 too), got {array.dtype}"
-            )
-        self.array, self.native = array, native
-        self.shape = array.shape
-        self.dtype = {2: torch.float16, 4: torch.float32, 8: torch.float64}[native.itemsize]
-        self.map = getattr(array, "_mmap", None) if getattr(array, "mode", "c") != "c" else None
-        if not (hasattr(mmap, "MADV_DONTNEED") and isinstance(self.map, mmap.mmap)):
-            self.map = None
-
-    def _tensor(self, array: np.ndarray) -> torch.Tensor:
-        itemsize = self.native.itemsize
-        if array.dtype != self.native or any(s < 0 or s % itemsize for s in array.strides):
-            array = np.ascontiguousarray(array, dtype=self.native)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-            return torch.from_numpy(np.asarray(array))
-
-    def tile(self, begin: int, end: int) -> torch.Tensor:
-        return self._tensor(self.array[begin:end])
-
-    def gather(self, rows: torch.Tensor) -> torch.Tensor:
-        index = rows.numpy()
-        if self.map is None:
-            return self._tensor(self.array[index])
-        # Each row of a map may bring a large piece of the file with it: a few at a time, in the file's order.
-        out = np.empty((len(index), *self.shape[1:]), dtype=self.native)
-        for some in np.array_split(np.argsort(index), -(-len(index) // 16) or 1):
-            out[some] = self.array[index[some]]
-            if len(some):
-                self.release(int(index[some[0]]), int(index[some[-1]]) + 1)
-        return self._tensor(out)
-
-    def release(self, begin: int, end: int) -> None:
-        """Lets go of the pages of a memory-mapped tile, so that a pass over a file never holds the whole of it."""
-        if self.map is None or self.array.strides[0] <= 0 or begin == end:
-            return
-        base = np.frombuffer(self.map, dtype=np.uint8).__array_interface__["data"][0]
-        first = self.array[begin:end].__array_interface__["data"][0] - base
-        page = mmap.PAGESIZE
-        start = -(-first // page) * page
-        stop = (first + (end - begin) * self.array.strides[0]) // page * page
-        if stop > start:
-            self.map.madvise(mmap.MADV_DONTNEED, start, stop - start)
-
-
-class RowsOf:
-    """Some rows of an array, in an order of their own; nothing is copied until a kernel reads them.
-
-    Parameters
-    ----------
-    array : Tensor, ndarray or RowsOf
-    index : Tensor of shape (n,), int64
-    """
-
-    def __init__(self, array: Any, index: torch.Tensor) -> None:
-        self.array, self.index = array, index
-        self.shape = (len(index), *array.shape[1:])
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-    @property
-    def device(self) -> torch.device:
-        return getattr(self.array, "device", torch.device("cpu")) if not is_numpy(self) else torch.device("cpu")
-
-
-class _SubsetSource:
-    """Some rows of a source: each tile is gathered as it is read."""
-
-    def __init__(self, source: Source, index: torch.Tensor) -> None:
-        self.source, self.index = source, index.to(source.device)
-        self.shape = torch.Size((len(index), *source.shape[1:]))
-        self.dtype, self.device = source.dtype, source.device
-
-    def tile(self, begin: int, end: int) -> torch.Tensor:
-        index = self.index[begin:end]
-        if not len(index):
-            return self.source.tile(0, 0)
-        low, high = (int(x) for x in index.aminmax())
-        if high - low >= 4 * len(index):
-            return self.source.gather(index)
-        rows = self.source.tile(low, high + 1).index_select(0, index - low)  # a file is read in its order
-        self.source.release(low, high + 1)
-        return rows
-
-    def gather(self, rows: torch.Tensor) -> torch.Tensor:
-        return self.source.gather(self.index[rows])
-
-    def release(self, begin: int, end: int) -> None:
-        pass  # gathered rows let go of what they touch
-
-
-DIMENSIONS = {1: "one-dimensional [rows]", 2: "two-dimensional [rows, columns]", 3: "three-dimensional [N, K, C]"}
-
-
-def _source(array: Any, name: str, dims: int) -> Source:
-    if isinstance(array, RowsOf):
-        return _SubsetSource(_source(array.array, name, dims), array.index)
-    source: Source
-    if isinstance(array, torch.Tensor):
-        source = _TensorSource(array, name)
-        if array.dtype not in DTYPES:
-            raise TypeError(f"{name} must be of dtype {_WELCOME}, got {array.dtype}; call .float() first")
-    elif isinstance(array, np.ndarray):
-        source = _ArraySource(array, name)
-    else:
-        raise TypeError(
-            f"{name} must be a torch.Tensor or a numpy.ndarray of dtype {_WELCOME}, got {type(array).__name__}"
-        )
-    if len(source.shape) != dims:
-        raise ValueError(f"{name} must be {DIMENSIONS[dims]}, got shape {tuple(source.shape)}")
-    if 0 in source.shape[1:]:
-        what = "one column" if dims == 2 else "one draw and one class"
-        raise ValueError(f"{name} must have at least {what}, got shape {tuple(source.shape)}")
-    return source
-
-
 class Pool:
     """Rows that can be read in tiles and gathered by index: one factor, or two for outer products.
 
     Parameters
     ----------
     rows : array or pair of arrays
+        Tensors, NumPy arrays, or what lies in files: memory maps, and datasets that can be sliced by rows.
     name : str
         The argument's name, for errors.
     dims : int, default 2
@@ -297,23 +158,24 @@ class Pool:
     target : torch.device or None
         The parameter, checked: what further pools of the same call are to be given.
     streamed : bool
+    sliced : bool
+        Tiles are made as they are read: there is never the whole of it in memory.
+    tile_bytes : int
+        What a tile of rows may take, also after they are widened. Of rows in files two more are held.
     """
 
     def __init__(self, rows: RowsLike, name: str, dims: int = 2, *, device: torch.device | str | None = None) -> None:
         self.sources: list[Source]
         if isinstance(rows, (tuple, list)) and len(rows) == 2 and not np.isscalar(rows[0]):
-            self.sources = [_source(rows[0], f"{name}[0]", dims), _source(rows[1], f"{name}[1]", dims)]
-            self.numpy = all(is_numpy(r) for r in rows)
+            self.sources = [source_of(rows[0], f"{name}[0]", dims), source_of(rows[1], f"{name}[1]", dims)]
         else:
-            self.sources = [_source(rows, name, dims)]
-            self.numpy = is_numpy(rows)
+            self.sources = [source_of(rows, name, dims)]
+        self.numpy = all(s.numpy for s in self.sources)
         self.name = name
         lengths = [s.shape[0] for s in self.sources]
         if len(set(lengths)) > 1:
             raise ValueError(f"the two factors of {name} must have as many rows, got {lengths[0]} and {lengths[1]}")
         self.count = int(lengths[0])
-        # tiles are made as they are read: never the whole of it at once
-        self.mapped = any(isinstance(s, _SubsetSource) or getattr(s, "map", None) is not None for s in self.sources)
         self.target = None if device is None else check_target(device)
         self.to_host = self.streamed = False
         if self.target is not None:
@@ -325,6 +187,9 @@ class Pool:
             )
         self.widths = [int(np.prod(s.shape[1:])) for s in self.sources]
         self.device = self.sources[0].device
+        self.sliced = any(s.sliced for s in self.sources)
+        self.tile_bytes = bytes_a_call(self.device, _BYTES_A_TILE)
+        self._limit: int | None = None
 
     def _take_to(self, target: torch.device) -> None:
         for source in self.sources:
@@ -337,37 +202,63 @@ class Pool:
         # one factor on the device already: the other follows it, as rows are handed out
         whole = move(host, self.count, target) if self.to_host else None
         if whole is not None:
-            self.sources = [_TensorSource(t, self.name) for t in whole]
+            self.sources = [TensorSource(t, self.name) for t in whole]
         else:
             self.sources = [s if s.device == target else HostSource(s, target) for s in self.sources]
             self.streamed = self.to_host
-        self.mapped = False  # nobody else reads the file
 
     @property
     def remote(self) -> bool:
         """Whether the host has to wait for what it reads of results."""
         return self.device.type != "cpu"
 
+    def rows_of(self, bytes_each: int) -> int:
+        """How many rows a tile may have, of which each takes so many bytes in the computation."""
+        return max(1, self.tile_bytes // bytes_each)
+
+    @property
+    def slab_bytes(self) -> int:
+        """What is read of files at a time: a tile, or a chunk where memory allows."""
+        row = bytes_a_row(self.sources)
+        chunk = row * min(max(s.chunk for s in self.sources), self.count)
+        room = int(free_host_memory() * _SHARE) if self._limit is None else self._limit
+        return chunk if self.tile_bytes < chunk <= room // _TILES else self.tile_bytes
+
     def tile(self, begin: int, end: int) -> Factors:
         return tuple(s.tile(begin, end) for s in self.sources)
 
     def gather(self, rows: torch.Tensor) -> Factors:
-        return tuple(s.gather(rows) for s in self.sources)
+        return gathered(self.sources, rows)
 
     def tiles(self, size: int) -> Iterator[tuple[int, int, Factors]]:
-        """Tiles of up to `size` rows, in order; a memory map's pages are let go behind each.
+        """Tiles of up to `size` rows, in order; of rows in files the next ones are read meanwhile.
 
         Of a streamed pool each tile is overwritten once the next is asked for.
         """
         if self.streamed:
             host = [s.host for s in self.sources if isinstance(s, HostSource)]
             yield from read_ahead(host, self.count, size, CudaStreams(self.device))
-            return
-        for begin in range(0, self.count, size):
-            end = min(begin + size, self.count)
-            yield begin, end, self.tile(begin, end)
-            for source in self.sources:
-                source.release(begin, end)
+        elif self.sliced:
+            yield from read_slabs(self.sources, self.count, size, self.slab_bytes)
+        else:
+            for begin in range(0, self.count, size):
+                end = min(begin + size, self.count)
+                yield begin, end, self.tile(begin, end)
+
+    def limit_memory(self, limit: int | None, needed: int) -> None:
+        """Makes tiles so small that an operation which needs so many bytes beside them stays within a limit.
+
+        Raises a ValueError where not even small ones fit.
+        """
+        room = int(free_host_memory() * _SHARE) if limit is None else limit
+        smallest = _TILES * _FEWEST_ROWS * 8 * sum(self.widths)
+        if limit is not None and room < needed + smallest:
+            raise ValueError(
+                f"memory_limit must be at least {needed + smallest} bytes for {self.count} rows of {self.name}, "
+                f"{needed} of them beside tiles of {_FEWEST_ROWS} rows, got {limit}"
+            )
+        self._limit = None if limit is None else room - needed
+        self.tile_bytes = min(self.tile_bytes, max(room - needed, smallest) // _TILES)
 
     def check_finite(self) -> float:
         """Raises a ValueError that names the first NaN or infinity, if there is one; returns the largest magnitude."""
@@ -550,6 +441,11 @@ def check_device(pool: Pool) -> None:
             f"{pool.name} is on {pool.device}, and this build of alkernels has kernels for the CPU only; "
             f"pass {pool.name}.cpu()"
         )
+
+
+def check_memory_limit(limit: Any) -> int | None:
+    """Bytes, or None."""
+    return None if limit is None else check_count(limit, "memory_limit")
 
 
 def check_pool(features: RowsLike, device: torch.device | str | None = None) -> Pool:

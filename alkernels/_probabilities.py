@@ -6,13 +6,11 @@ from collections.abc import Iterator
 
 import torch
 
-from alkernels._inputs import Array, Pool, bytes_a_call, check_device, check_flag
+from alkernels._inputs import Array, Pool, check_device, check_flag
 
 # How far from 1 a distribution may sum. What is further off is no rounding, and is refused rather than renormalised.
 # bfloat16 rounds each probability by up to 2^-8 of itself, and their sum by as much.
 _SUM_TOLERANCE, _OF_BFLOAT16 = 1e-3, 4e-3
-# So much of the probabilities is held at a time beyond the caller's own, in the widest dtype.
-_BYTES_A_TILE = 16 << 20
 
 
 class Probabilities:
@@ -51,7 +49,7 @@ class Probabilities:
         self.dtype = torch.promote_types(self.pool.sources[0].dtype, torch.float32)
         rounded = not log_input and self.pool.sources[0].dtype == torch.bfloat16
         self.tolerance = _OF_BFLOAT16 if rounded else _SUM_TOLERANCE
-        self.rows_a_tile = max(1, bytes_a_call(self.device, _BYTES_A_TILE) // (8 * self.pool.widths[0]))
+        self.rows_a_tile = self.pool.rows_of(8 * self.pool.widths[0])  # in the widest dtype
 
     @property
     def whole(self) -> torch.Tensor:

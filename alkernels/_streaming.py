@@ -18,11 +18,30 @@ Factors = tuple[torch.Tensor, ...]
 
 
 class Source(Protocol):
-    """Rows that can be sliced: the sources of :class:`alkernels._inputs.Pool`."""
+    """Rows that can be sliced: the sources of :class:`alkernels._inputs.Pool`.
+
+    Attributes
+    ----------
+    stored : bool
+        Rows are read from a file.
+    sliced : bool
+        Tiles are made as they are asked for; never the whole of it at once.
+    chunk : int
+        So many rows are read together anyway.
+    numpy : bool
+        Results are to be NumPy's.
+    """
 
     shape: Any
     dtype: torch.dtype
     device: torch.device
+    stored: bool
+    sliced: bool
+    chunk: int
+    numpy: bool
+
+    def check(self) -> None:
+        """Before each walk: raises where the file is no longer what it was."""
 
     def tile(self, begin: int, end: int) -> torch.Tensor: ...
 
@@ -37,6 +56,8 @@ class HostSource:
     def __init__(self, host: Source, device: torch.device) -> None:
         self.host, self.device = host, device
         self.shape, self.dtype = host.shape, host.dtype
+        self.stored, self.chunk, self.numpy = host.stored, host.chunk, host.numpy
+        self.sliced = False  # its walks are read ahead
 
     def tile(self, begin: int, end: int) -> torch.Tensor:
         return self.host.tile(begin, end).to(self.device)
@@ -46,6 +67,9 @@ class HostSource:
 
     def release(self, begin: int, end: int) -> None:
         self.host.release(begin, end)
+
+    def check(self) -> None:
+        self.host.check()
 
 
 class Streams(Protocol):
@@ -153,6 +177,8 @@ def read_ahead(
         finally:
             copied[turn] = streams.copied()
 
+    for source in sources:
+        source.check()
     try:
         load(0)
         for slot, first in enumerate(slots):

@@ -17,7 +17,8 @@ from torch.utils.data import Dataset, Subset
 from tqdm import tqdm
 
 from alkernels._files import replacing
-from alkernels._inputs import as_tensor, check_count, check_flag, check_integer, check_rows, is_numpy, seed_of
+from alkernels._inputs import as_tensor, check_count, check_flag, check_integer, check_rows, seed_of
+from alkernels._sources import is_numpy
 from alkernels.models._fingerprints import digest, spread_rows
 from alkernels.models._state import evaluating, own_randomness
 from alkernels.models.collecting import collect, not_collected

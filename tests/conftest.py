@@ -17,6 +17,8 @@ import torch
 import alkernels as alk
 
 DEVICES = ["cpu"] + (["cuda"] if alk.has_cuda_kernels() and torch.cuda.is_available() else [])
+# What this machine can run: torch believes ATEN_CPU_CAPABILITY, and dies of instructions that there are not.
+CAPABILITIES = ["default", "avx2", "avx512"][: {"AVX2": 2, "AVX512": 3}.get(torch.backends.cpu.get_cpu_capability(), 1)]
 CUDA_OPS = {
     "conditional_entropy",
     "coverage_gains",

@@ -12,6 +12,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from conftest import CAPABILITIES
 
 import alkernels as alk
 
@@ -454,7 +455,7 @@ def test_importing_adds_little_to_torch():
     assert not set(out.split()) & {"matplotlib", "scipy", "sklearn", "pandas", "mlxtend", "safetensors", "pytest"}
 
 
-@pytest.mark.parametrize("capability", ["default", "avx2", "avx512"])
+@pytest.mark.parametrize("capability", CAPABILITIES)
 def test_every_instruction_set(capability):
     """The same picks on integers and the specification on real values, on each path this machine can run."""
     out = run_python(

@@ -359,7 +359,7 @@ def test_tiles_smaller_than_the_input_change_nothing(mapped, rng, monkeypatch, t
     monkeypatch.setattr(module, "_BYTES_A_TILE", 32 * 9 * 7)
     monkeypatch.setattr(module, "_ROWS_A_TILE", 1)
     monkeypatch.setattr(module, "operations_a_call", lambda device: 1)
-    monkeypatch.setattr("alkernels._probabilities._BYTES_A_TILE", 8 * 9 * 11)
+    monkeypatch.setattr("alkernels._inputs._BYTES_A_TILE", 8 * 9 * 11)
     walked = list(module._walk(*module._sides(p, q, False), False))
     assert len(walked) > 200
     for options, expected in zip(calls, whole, strict=True):

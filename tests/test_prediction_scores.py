@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from conftest import CAPABILITIES
 from test_ops import MEASURE, run_python
 
 import alkernels as alk
@@ -278,7 +279,7 @@ def test_bald_is_the_score(rng):
         assert torch.equal(alk.bald(probs), scores(probs, "bald"))
 
 
-@pytest.mark.parametrize("capability", ["default", "avx2", "avx512"])
+@pytest.mark.parametrize("capability", CAPABILITIES)
 def test_every_instruction_set(capability):
     run_python(
         """

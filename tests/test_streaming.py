@@ -298,7 +298,7 @@ def test_a_pool_is_walked_as_on_the_host(kind, share, simulated, monkeypatch, tm
         "pair": (x, torch.from_numpy(x[:, :2])),
     }[kind]
     here, there = Pool(rows, "features"), Pool(rows, "features", device="cuda")
-    assert (there.streamed, there.mapped, there.target) == (share == 0, False, simulated)
+    assert (there.streamed, there.sliced, there.target) == (share == 0, False, simulated)
     assert there.widths == here.widths
     tiles = [tuple(f.clone() for f in factors) for _, _, factors in there.tiles(50)]
     for factor, tiled in zip(here.tile(0, 203), zip(*tiles, strict=True), strict=True):

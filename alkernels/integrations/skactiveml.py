@@ -25,8 +25,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from alkernels._inputs import RowsOf
 from alkernels._probabilities import Probabilities
+from alkernels._sources import RowsOf
 from alkernels._warnings import warn_user
 from alkernels.ops import batchbald as batchbald_op
 from alkernels.ops.greedy_coverage import greedy_coverage

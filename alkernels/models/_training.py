@@ -21,7 +21,8 @@ from torch.utils.data import Dataset, IterableDataset, default_collate
 from tqdm import tqdm
 
 from alkernels._files import replacing
-from alkernels._inputs import as_tensor, check_count, check_flag, is_numpy
+from alkernels._inputs import as_tensor, check_count, check_flag
+from alkernels._sources import is_numpy
 from alkernels.models._batches import batches_of
 from alkernels.models._fingerprints import digest, spread_rows
 from alkernels.models._state import evaluating, keeping_modes, own_randomness, unwrapped

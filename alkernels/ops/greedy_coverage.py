@@ -32,8 +32,6 @@ from alkernels.ops.selection import detached, library
 
 KERNELS = {"cosine": 0, "rbf": 1, "tophat": 2}
 
-# So many bytes of a memory-mapped pool are held at a time.
-_BYTES_A_TILE = 16 << 20
 # Starts beyond this have sums that float32 cannot hold.
 _LARGEST_START = 1e30
 # Squared distances are measured from differences where products may put them off by more than this share of the
@@ -196,7 +194,7 @@ class Coverage:
             share = 2 * rounding_share(pool.widths[0], torch.float64)
             self.refine = share * max(_largest_square(rows, shift) for rows in known) > _DOUBT * bandwidth**2
         # Tiles do not depend on what is asked of them: a gain is the same bits beside any other candidates.
-        self.tile = max(1, _BYTES_A_TILE // (8 * pool.widths[0])) if pool.mapped else pool.count
+        self.tile = pool.rows_of(8 * pool.widths[0]) if pool.sliced else pool.count
         width, at_once = pool.widths[0], operations_a_call(pool.device) / (2.0 * pool.widths[0] * self.tile)
         self.block = max(8, min(1024, bytes_a_call(pool.device, 1 << 20) // width, int(at_once)))
         if labeled is not None:
@@ -235,7 +233,7 @@ class Coverage:
 def _largest_square(rows: Pool, shift: torch.Tensor) -> float:
     """The largest squared distance from the shift."""
     largest = 0.0
-    for _, _, (tile,) in rows.tiles(max(1, bytes_a_call(rows.device, _BYTES_A_TILE >> 2) // (8 * rows.widths[0]))):
+    for _, _, (tile,) in rows.tiles(rows.rows_of(32 * rows.widths[0])):
         largest = max(largest, float((tile.double() - shift).square_().sum(1).max()))
     return largest
 

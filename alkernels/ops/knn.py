@@ -115,8 +115,6 @@ def _nearest(left: Pool, right: Pool, k: int, metric: str, progress: bool) -> tu
     d, memory = left.widths[0], bytes_a_call(device, _BYTES_A_TILE)
     size = max(1, memory // (16 * max(d, 16) + 24))
     some = max(64, int(operations_a_call(device) / (2.0 * d * min(size, right.count))))
-    if left.mapped:
-        some = min(some, max(1, memory // (8 * d)))
     total = left.count * right.count
     with tqdm(total=total, desc="knn", unit="pair", unit_scale=True, disable=not progress) as bar:
         for first, last, (block,) in right.tiles(size):

@@ -15,8 +15,6 @@ from alkernels._inputs import Factors, Pool, bytes_a_call, operations_a_call
 TOLERANCE = 1e-5
 METRICS = {"euclidean": 0, "cosine": 1, "outer": 2, "symmetric_kl": 3}
 
-# No more bytes than this of gathered rows, or of a memory-mapped pool, are held at a time.
-_BYTES_A_TILE = 16 << 20
 # A block of centres is packed into at most this many numbers.
 _BLOCK_NUMBERS = 1 << 20
 _SAMPLE = 127
@@ -58,7 +56,6 @@ class RunningDistances:
         self.level = torch.inf
         self.shift = middle(pool) if metric == "euclidean" else None
         self.largest_block = max(8, min(1024, bytes_a_call(device, _BLOCK_NUMBERS) // sum(pool.widths)))
-        self.tile_bytes = bytes_a_call(device, _BYTES_A_TILE)
         self.labeled: Pool | None = None
         self.picks: list[torch.Tensor] = []
         self.centers = 0
@@ -115,7 +112,7 @@ class RunningDistances:
     def measure_again(self, rows: torch.Tensor, level: float) -> None:
         """Forgets the distances of some unpicked rows and measures them to `level`; 0: all in float64."""
         picks = torch.cat(self.picks) if self.picks else rows[:0]
-        for chunk in rows.split(max(1, self.tile_bytes // (8 * sum(self.pool.widths)))):
+        for chunk in rows.split(self.pool.rows_of(8 * sum(self.pool.widths))):
             tile = self.pool.gather(chunk)
             d2 = torch.full((len(chunk),), torch.inf, dtype=torch.float64, device=rows.device)
             error = torch.zeros(len(chunk), dtype=torch.float32, device=rows.device)
@@ -143,8 +140,8 @@ class RunningDistances:
         dtypes = [s.dtype for s in self.pool.sources]
         if self.labeled is not None:
             dtypes = [torch.promote_types(a, s.dtype) for a, s in zip(dtypes, self.labeled.sources, strict=True)]
-        size = max(1, self.tile_bytes // (32 * sum(self.pool.widths)))  # a few copies of the tile
-        for begin, end, tile in self.pool.tiles(size):
+        # a few copies of the tile
+        for begin, end, tile in self.pool.tiles(self.pool.rows_of(32 * sum(self.pool.widths))):
             nearest = self.nearest[begin:end]
             centers = tuple(
                 torch.empty(t.shape, dtype=dtype, device=t.device) for t, dtype in zip(tile, dtypes, strict=True)
@@ -171,8 +168,6 @@ class RunningDistances:
     def _lower(self, centers: Factors) -> None:
         operations = 2.0 * sum(self.pool.widths) * len(centers[0])
         size = max(1024, int(operations_a_call(self.pool.device) / operations))
-        if self.pool.mapped:
-            size = min(size, max(1, self.tile_bytes // (8 * sum(self.pool.widths))))
         for begin, end, tile in self.pool.tiles(size):
             nearest = None if self.nearest is None else self.nearest[begin:end]
             self._lower_tile(

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from alkernels._inputs import Array, RowsOf, Selection, as_tensor, check_integer, check_rows, is_numpy, seed_of
+from alkernels._inputs import Array, Selection, as_tensor, check_integer, check_rows, seed_of
+from alkernels._sources import RowsOf, is_numpy
 from alkernels.strategies._arguments import check_one_of
 
 TIE_BREAKS = ("index", "random")

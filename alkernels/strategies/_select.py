@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from alkernels._inputs import DIMENSIONS, RowsOf, as_tensor, check_generator, check_integer, check_rows
+from alkernels._inputs import as_tensor, check_generator, check_integer, check_rows
+from alkernels._sources import DIMENSIONS, RowsOf, is_rows, shape_of
 from alkernels._warnings import warn_user
 from alkernels.strategies._arguments import check_one_of
 from alkernels.strategies._catalogue import INPUTS, StrategyInfo, info, names, nearest
@@ -258,19 +259,19 @@ def _rows_of_the_pool(used: dict[str, Any], strategy: str) -> tuple[int, torch.d
             continue
         parts = value if isinstance(value, (tuple, list)) and len(value) == 2 else (value,)
         for part in parts:
-            if not hasattr(part, "shape"):
+            if not hasattr(part, "shape") and not is_rows(part):
                 raise TypeError(f"{name} must be an array {INPUTS[name].shape}, got {type(value).__name__}")
             dims = INPUTS[name].shape.count(",") + 1
-            if len(part.shape) != dims:
-                raise ValueError(f"{name} must be {DIMENSIONS[dims]}, got shape {tuple(part.shape)}")
-        if len(parts[0]) != len(parts[-1]):
-            lengths = f"{len(parts[0])} and {len(parts[-1])}"
-            raise ValueError(f"the two factors of {name} must have as many rows, got {lengths}")
-        if len(parts[0]) == 0:
-            raise ValueError(f"{name} must have at least one row, got shape {tuple(parts[0].shape)}")
+            if len(shape_of(part)) != dims:
+                raise ValueError(f"{name} must be {DIMENSIONS[dims]}, got shape {shape_of(part)}")
+        rows = [shape_of(part)[0] for part in parts]
+        if rows[0] != rows[-1]:
+            raise ValueError(f"the two factors of {name} must have as many rows, got {rows[0]} and {rows[-1]}")
+        if rows[0] == 0:
+            raise ValueError(f"{name} must have at least one row, got shape {shape_of(parts[0])}")
         if isinstance(parts[0], torch.Tensor) and not found:
             where = parts[0].device
-        found[name] = len(parts[0])
+        found[name] = rows[0]
     if not found:
         raise ValueError(f"{strategy} needs an array of the pool, got {', '.join(used) or 'none'}")
     if len(set(found.values())) > 1:
@@ -290,7 +291,7 @@ def _restricted(arrays: dict[str, Any], rows: torch.Tensor | None) -> dict[str, 
         if isinstance(value, (tuple, list)) and len(value) == 2 and name == "features":
             return tuple(RowsOf(v, rows) for v in value)
         if name in ("probs", "mc_probs", "features", "scores"):
-            return RowsOf(value, rows) if hasattr(value, "shape") else value
+            return RowsOf(value, rows) if is_rows(value) else value
         chosen = as_tensor(value, name, f"an array {INPUTS[name].shape}")[rows.to(getattr(value, "device", "cpu"))]
         return chosen if isinstance(value, torch.Tensor) else chosen.numpy()
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from alkernels._inputs import Array, as_tensor, bytes_a_call, check_flag, is_numpy
+from alkernels._inputs import Array, as_tensor, bytes_a_call, check_flag
 from alkernels._probabilities import Probabilities
+from alkernels._sources import is_numpy
 from alkernels._warnings import warn_user
 from alkernels.ops.joint_entropy import check_draws
 from alkernels.ops.prediction_scores import prediction_scores

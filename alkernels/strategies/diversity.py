@@ -14,7 +14,6 @@ from alkernels._inputs import (
     Factors,
     Pool,
     RowsLike,
-    RowsOf,
     Selection,
     check_integer,
     check_labeled,
@@ -22,11 +21,11 @@ from alkernels._inputs import (
     check_number,
     check_pool,
     check_start,
-    is_numpy,
     largest_magnitude,
     seed_of,
 )
 from alkernels._probabilities import Probabilities
+from alkernels._sources import RowsOf, is_numpy
 from alkernels._streaming import explain_memory
 from alkernels.ops import greedy_coverage as coverage_op
 from alkernels.ops import k_center_greedy as center_op

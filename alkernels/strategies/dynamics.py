@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from alkernels._inputs import Array, as_tensor, check_integer, is_numpy
+from alkernels._inputs import Array, as_tensor, check_integer
+from alkernels._sources import is_numpy
 from alkernels.strategies._arguments import check_one_of
 from alkernels.strategies._catalogue import strategy
 from alkernels.strategies.committee import check_votes, vote_shares

@@ -12,18 +12,17 @@ from tqdm import tqdm
 from alkernels._inputs import (
     Array,
     Pool,
-    RowsOf,
     Selection,
     as_tensor,
     check_flag,
     check_integer,
     check_squares,
-    is_numpy,
     largest_magnitude,
     seed_of,
 )
 from alkernels._packages import package
 from alkernels._probabilities import Probabilities
+from alkernels._sources import RowsOf, is_numpy
 from alkernels._warnings import warn_user
 from alkernels.ops.greedy_coverage import greedy_coverage
 from alkernels.ops.joint_entropy import check_draws

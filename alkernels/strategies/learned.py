@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from alkernels._inputs import Array, is_numpy
+from alkernels._inputs import Array
 from alkernels._probabilities import Probabilities
+from alkernels._sources import is_numpy
 from alkernels.ops.prediction_scores import prediction_scores
 from alkernels.strategies._arguments import check_one_of
 from alkernels.strategies._catalogue import strategy
