@@ -4,6 +4,7 @@ from alkernels import models, reference, strategies
 from alkernels._inputs import CoverageSelection, CoverSelection, Neighbors, Selection, TopK
 from alkernels._load import build_info, has_cuda_kernels
 from alkernels._load import version as __version__
+from alkernels._sources import Reads, count_reads
 from alkernels.learner import ActiveLearner
 from alkernels.models.collecting import collect
 from alkernels.ops.bald import bald, epig
@@ -21,6 +22,7 @@ __all__ = [
     "CoverSelection",
     "CoverageSelection",
     "Neighbors",
+    "Reads",
     "Selection",
     "TopK",
     "__version__",
@@ -28,6 +30,7 @@ __all__ = [
     "batchbald",
     "build_info",
     "collect",
+    "count_reads",
     "epig",
     "greedy_coverage",
     "has_cuda_kernels",

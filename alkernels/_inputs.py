@@ -54,10 +54,11 @@ def bytes_a_call(device: torch.device, on_cpu: int) -> int:
     return on_cpu * (1 if device.type == "cpu" else _GPU_MEMORY)
 
 
-def not_compiled(device: Any) -> None:
+def not_compiled(**arguments: Any) -> None:
     """Refuses what an op call that torch.compile traces has no room for."""
-    if device is not None:
-        raise ValueError(f"device must be None inside torch.compile, got {device!r}")
+    for name, value in arguments.items():
+        if value is not None:
+            raise ValueError(f"{name} must be None inside torch.compile, got {value!r}")
 
 
 class Selection(NamedTuple):
@@ -250,6 +251,8 @@ class Pool:
 
         Raises a ValueError where not even small ones fit.
         """
+        if limit is None and not self.sliced:
+            return
         room = int(free_host_memory() * _SHARE) if limit is None else limit
         smallest = _TILES * _FEWEST_ROWS * 8 * sum(self.widths)
         if limit is not None and room < needed + smallest:
@@ -306,6 +309,7 @@ def check_labeled(labeled: RowsLike | None, pool: Pool, name: str = "labeled") -
     if labeled is None:
         return None
     rows = Pool(labeled, name, device=pool.target)
+    rows.tile_bytes = pool.tile_bytes
     if rows.widths != pool.widths:
         raise ValueError(f"{name} must be as wide as {pool.name}, got width {_widths(rows)} and {_widths(pool)}")
     if rows.device != pool.device:

@@ -59,7 +59,7 @@ def bald(probs: Array | Probabilities, *, log_input: bool = False, device: torch
     tensor([0.6931, 0.0000], dtype=torch.float64)
     """
     if torch.compiler.is_compiling():
-        not_compiled(device)
+        not_compiled(device=device)
         return torch.ops.alkernels.bald(*detached(probs), log_input=log_input)
     draws = check_draws(probs, "probs", log_input, device=device)
     with explain_memory(draws.pool, "the scores", fewer=None):
@@ -123,7 +123,7 @@ def epig(
     tensor([0.6931, 0.0000], dtype=torch.float64)
     """
     if torch.compiler.is_compiling():
-        not_compiled(device)
+        not_compiled(device=device)
         return torch.ops.alkernels.epig(*detached(probs, target_probs), log_input=log_input)
     draws = check_draws(probs, "probs", log_input, device=device)
     targets = check_draws(target_probs, "target_probs", log_input, device=device)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from alkernels._inputs import Array, Selection, check_generator, check_integer, not_compiled
+from alkernels._checkpoint import Checkpoint, checkpointed
+from alkernels._inputs import Array, Selection, check_generator, check_integer, check_memory_limit, not_compiled
 from alkernels._probabilities import Probabilities
 from alkernels._streaming import explain_memory
 from alkernels._warnings import warn_user
@@ -24,6 +27,8 @@ from alkernels.ops.prediction_scores import prediction_scores
 from alkernels.ops.running_distances import rounding_share
 from alkernels.ops.selection import detached, library
 
+# Beside tiles and configurations a selection takes so many bytes, and so many a row.
+_BYTES, _BYTES_A_ROW = 48 << 20, 48
 # Gains below this are no information: such picks go by BALD, then by index.
 _NOTHING = 1e-9
 # Gains and BALD come of different sums: by how much rounding may put one above the other, as a share of 1 + H.
@@ -44,6 +49,8 @@ def batchbald(
     num_samples: int = NUM_SAMPLES,
     generator: torch.Generator | int | None = None,
     device: torch.device | str | None = None,
+    memory_limit: int | None = None,
+    checkpoint: str | Path | None = None,
     progress: bool = False,
 ) -> Selection:
     """Pick a batch whose labels together say the most about the posterior draws.
@@ -55,7 +62,8 @@ def batchbald(
     ----------
     probs : Tensor or ndarray of shape (N, K, C)
         Class probabilities under K posterior draws. Draw k must be the same weights (dropout masks) for every row.
-        float16, bfloat16, float32 or float64, any strides, or a ``numpy.memmap``.
+        float16, bfloat16, float32 or float64, any strides; a ``numpy.memmap``, or a dataset in a file that
+        slices by rows (HDF5, Zarr, safetensors, Arrow).
     batch_size : int
         How many rows to pick, ``0 <= batch_size <= N``.
     log_input : bool, default False
@@ -70,6 +78,13 @@ def batchbald(
     device : torch.device or str, optional
         A CUDA device to work on probs in host memory with: copied to it once where it takes up to 0.6 of its free
         memory, else streamed at each pass. Results come back to host memory. Default: where probs is.
+    memory_limit : int, optional
+        Bytes that the call may take beyond what is in memory already: rows in files are read in tiles that fit.
+        Default: a quarter of the free memory.
+    checkpoint : str or Path, optional
+        A file that the state is saved to now and then, and taken from where it exists: a run that was killed at any
+        moment goes on to the picks it would have made. Ctrl-C saves before it ends; a second one ends at once.
+        Probs are walked once more, for a fingerprint. The file stays behind.
     progress : bool, default False
         Show a progress bar (tqdm).
 
@@ -118,7 +133,7 @@ def batchbald(
     tensor([0, 2])
     """
     if torch.compiler.is_compiling():
-        not_compiled(device)
+        not_compiled(device=device, memory_limit=memory_limit, checkpoint=checkpoint)
         return Selection(
             *torch.ops.alkernels.batchbald(
                 *detached(probs),
@@ -136,14 +151,28 @@ def batchbald(
     check_positive(max_configurations, "max_configurations")
     check_positive(num_samples, "num_samples")
     check_generator(generator)
-    with explain_memory(draws.pool, f"{batch_size} picks", fewer="batch_size"):
-        configurations = Configurations(draws, max_configurations, num_samples, generator)
-        picks, gains = select(draws, batch_size, configurations, progress=progress)
+    configured = max(max_configurations, num_samples) * draws.shape[1]
+    draws.limit_memory(check_memory_limit(memory_limit), _BYTES + _BYTES_A_ROW * draws.count + 32 * configured)
+    settings = {
+        "batch_size": batch_size,
+        "log_input": log_input,
+        "max_configurations": max_configurations,
+        "num_samples": num_samples,
+    }
+    # a generator is asked for a seed once there is something to draw, unless that has to be the same when it goes on
+    drawn = generator if checkpoint is not None else 0
+    with (
+        explain_memory(draws.pool, f"{batch_size} picks", fewer="batch_size"),
+        checkpointed(checkpoint, "batchbald", {"probs": draws.pool}, drawn, **settings) as saved,
+    ):
+        seed = generator if checkpoint is None else saved.seed
+        configurations = Configurations(draws, max_configurations, num_samples, seed)
+        picks, gains = select(draws, batch_size, configurations, saved, progress=progress)
     return Selection(draws.pool.out(picks), draws.pool.out(gains))
 
 
 def select(
-    probs: Probabilities, batch_size: int, configurations: Configurations, *, progress: bool
+    probs: Probabilities, batch_size: int, configurations: Configurations, saved: Checkpoint, *, progress: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The lazy rule: picks and their gains."""
     alone, entropies = prediction_scores(probs, "bald"), prediction_scores(probs, "mean_entropy")  # checked as well
@@ -169,10 +198,25 @@ def select(
         lambda rows: gain(rows, True),
     )
     most, warned = math.log(probs.shape[1]), False
+
+    def add(pick: int) -> None:
+        configurations.add(probs.gather(torch.tensor([pick], device=probs.device), torch.float64)[0])
+        if configurations.sampled:
+            greedy.margin = _NOISE / math.sqrt(len(configurations.mass))
+
+    def state() -> dict[str, Any]:
+        found = {"picks": picks, "gains": gains, "bounds": greedy.bounds, "block": greedy.block}
+        return {**found, "warned": warned}
+
+    if saved.state is not None:
+        picks, gains, warned = (saved.state[name] for name in ("picks", "gains", "warned"))
+        greedy.bounds, greedy.block = saved.state["bounds"].to(probs.device), saved.state["block"]
+        for pick in picks[: batch_size - 1]:
+            add(pick)
     if probs.shape[1] == 1 and batch_size:
         warn_user(f"{probs.name} holds one draw, which cannot disagree: every score is 0")
-    with tqdm(total=batch_size, desc="BatchBALD", unit="pick", disable=not progress) as bar:
-        for step in range(batch_size):
+    with tqdm(total=batch_size, initial=len(picks), desc="BatchBALD", unit="pick", disable=not progress) as bar:
+        for step in range(len(picks), batch_size):
             if step == 0:
                 pick = int((alone == alone.max()).nonzero()[0])
                 found = float(alone[pick])
@@ -191,15 +235,14 @@ def select(
             greedy.exclude(pick)
             bar.update()
             if step + 1 < batch_size:
-                configurations.add(probs.gather(torch.tensor([pick], device=probs.device), torch.float64)[0])
-                if configurations.sampled:
-                    greedy.margin = _NOISE / math.sqrt(len(configurations.mass))
+                add(pick)
             if not warned and most > 0 and sum(gains) > _SATURATED * most and step + 1 < batch_size:
                 warned = True
                 warn_user(
                     f"after {step + 1} of {batch_size} picks the batch holds {sum(gains):.3g} of the {most:.3g} nats "
                     f"that {probs.shape[1]} draws can tell: the rest is picked on next to nothing; use more draws"
                 )
+            saved.after_block(state, last=step + 1 == batch_size)
     device = probs.device
     return (
         torch.tensor(picks, dtype=torch.int64, device=device),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
+from alkernels._checkpoint import Checkpoint, checkpointed, unsaved
 from alkernels._inputs import (
     LARGEST_NARROW,
     Array,
@@ -17,6 +19,7 @@ from alkernels._inputs import (
     bytes_a_call,
     check_integer,
     check_labeled,
+    check_memory_limit,
     check_number,
     check_pool,
     check_rows,
@@ -32,6 +35,8 @@ from alkernels.ops.selection import detached, library
 
 KERNELS = {"cosine": 0, "rbf": 1, "tophat": 2}
 
+# Beside tiles a selection takes so many bytes, and so many a row.
+_BYTES, _BYTES_A_ROW = 48 << 20, 64
 # Starts beyond this have sums that float32 cannot hold.
 _LARGEST_START = 1e30
 # Squared distances are measured from differences where products may put them off by more than this share of the
@@ -51,6 +56,8 @@ def greedy_coverage(
     bandwidth: float | None = None,
     return_covered: bool = False,
     device: torch.device | str | None = None,
+    memory_limit: int | None = None,
+    checkpoint: str | Path | None = None,
     progress: bool = False,
 ) -> Selection | CoverageSelection:
     """Pick `k` rows that together cover the pool: each pick adds the most weighted similarity.
@@ -62,7 +69,8 @@ def greedy_coverage(
     Parameters
     ----------
     features : Tensor or ndarray of shape (N, D)
-        The pool: float16, bfloat16, float32 or float64, any strides, or a ``numpy.memmap``.
+        The pool: float16, bfloat16, float32 or float64, any strides; a ``numpy.memmap``, or a dataset in a file that
+        slices by rows (HDF5, Zarr, safetensors, Arrow).
     k : int
         How many rows to pick, at most as many as there are candidates.
     candidates : mask of shape (N,) or row numbers, optional
@@ -84,6 +92,13 @@ def greedy_coverage(
     device : torch.device or str, optional
         A CUDA device to work on features in host memory with: copied to it once where they take up to 0.6 of its free
         memory, else streamed at each pass. Results come back to host memory. Default: where features are.
+    memory_limit : int, optional
+        Bytes that the call may take beyond what is in memory already: rows in files are read in tiles that fit.
+        Default: a quarter of the free memory.
+    checkpoint : str or Path, optional
+        A file that the state is saved to now and then, and taken from where it exists: a run that was killed at any
+        moment goes on to the picks it would have made. Ctrl-C saves before it ends; a second one ends at once.
+        Features are walked once more, for a fingerprint. The file stays behind.
     progress : bool, default False
         Show a progress bar (tqdm).
 
@@ -122,7 +137,7 @@ def greedy_coverage(
     Selection(indices=tensor([1, 3]), scores=tensor([3., 1.], dtype=torch.float64))
     """
     if torch.compiler.is_compiling():
-        not_compiled(device)
+        not_compiled(device=device, memory_limit=memory_limit, checkpoint=checkpoint)
         rows, worth, known, start = detached(features, weights, labeled, covered)
         out = torch.ops.alkernels.greedy_coverage(
             rows,
@@ -136,6 +151,7 @@ def greedy_coverage(
         )
         return CoverageSelection(*out) if return_covered else Selection(out[0], out[1])
     pool = check_pool(features, device)
+    pool.limit_memory(check_memory_limit(memory_limit), _BYTES + _BYTES_A_ROW * pool.count)
     if len(pool.sources) > 1:
         raise TypeError("features must be one array, got a pair")
     similarity, width = check_kernel(kernel, bandwidth)
@@ -149,9 +165,14 @@ def greedy_coverage(
     start = torch.zeros(pool.count, dtype=torch.float64, device=pool.device)
     if covered is not None:
         start = check_vector(covered, "covered", pool)
-    with explain_memory(pool, f"{k} picks"):
-        coverage = Coverage(pool, similarity, width, worth, start, known)
-        picks, gains = select(coverage, k, may, progress=progress)
+    arrays = {"features": pool, "labeled": known, "candidates": may, "weights": worth, "covered": start}
+    settings = {"k": k, "kernel": kernel, "bandwidth": width}
+    with (
+        explain_memory(pool, f"{k} picks"),
+        checkpointed(checkpoint, "greedy_coverage", arrays, 0, **settings) as saved,
+    ):
+        coverage = Coverage(pool, similarity, width, worth, start, known if saved.state is None else None)
+        picks, gains = select(coverage, k, may, saved=saved, progress=progress)
     if return_covered:
         return CoverageSelection(pool.out(picks), pool.out(gains), pool.out(coverage.covered))
     return Selection(pool.out(picks), pool.out(gains))
@@ -239,26 +260,44 @@ def _largest_square(rows: Pool, shift: torch.Tensor) -> float:
 
 
 def select(
-    coverage: Coverage, k: int, candidates: torch.Tensor | None, *, progress: bool
+    coverage: Coverage,
+    k: int,
+    candidates: torch.Tensor | None,
+    *,
+    saved: Checkpoint | None = None,
+    progress: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The lazy rule: picks and their gains."""
+    saved = saved or unsaved(0)
     pool = coverage.pool
     bounds = torch.full((pool.count,), torch.inf, dtype=torch.float64, device=pool.device)
     if candidates is not None:
         bounds.fill_(-torch.inf)[candidates] = torch.inf
+    picks: list[int] = []
+    gains: list[float] = []
+    if saved.state is not None:
+        bounds, picks, gains = saved.state["bounds"].to(pool.device), saved.state["picks"], saved.state["gains"]
+        coverage.covered.copy_(saved.state["covered"])
+
+    def state() -> dict[str, Any]:
+        # bounds hold in the midst of a step too: what was evaluated at it, and is again, decides
+        return {"bounds": bounds, "picks": picks, "gains": gains, "covered": coverage.covered}
+
     greedy = LazyGreedy(
         bounds,
         (lambda rows: coverage.gains(rows, exact=False)) if coverage.narrow else None,
         lambda rows: coverage.gains(rows, exact=True),
+        after_block=lambda: saved.after_block(state),
     )
-    picks: list[int] = []
-    gains: list[float] = []
-    for _ in tqdm(range(k), desc="greedy coverage", unit="pick", disable=not progress):
-        pick, gain = greedy.best()
-        picks.append(pick)
-        gains.append(gain)
-        greedy.exclude(pick)
-        coverage.add(pool.gather(torch.tensor([pick], device=pool.device))[0])
+    with tqdm(total=k, initial=len(picks), desc="greedy coverage", unit="pick", disable=not progress) as bar:
+        while len(picks) < k:
+            pick, gain = greedy.best()
+            picks.append(pick)
+            gains.append(gain)
+            greedy.exclude(pick)
+            coverage.add(pool.gather(torch.tensor([pick], device=pool.device))[0])
+            bar.update()
+            saved.after_block(state, last=len(picks) == k)
     return (
         torch.tensor(picks, dtype=torch.int64, device=pool.device),
         torch.tensor(gains, dtype=torch.float64, device=pool.device),

@@ -97,7 +97,7 @@ def joint_entropy(
     tensor([0.6931], dtype=torch.float64)
     """
     if torch.compiler.is_compiling():
-        not_compiled(device)
+        not_compiled(device=device)
         return torch.ops.alkernels.joint_entropy(
             *detached(probs, chosen),
             log_input=log_input,

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+from pathlib import Path
+
 import torch
 from tqdm import tqdm
 
+from alkernels._checkpoint import Checkpoint, checkpointed
 from alkernels._inputs import (
     CoverSelection,
     Pool,
@@ -12,16 +16,26 @@ from alkernels._inputs import (
     Selection,
     check_k,
     check_labeled,
+    check_memory_limit,
     check_metric,
     check_pool,
     check_start,
     not_compiled,
-    seed_of,
 )
 from alkernels._probabilities import Probabilities
 from alkernels._streaming import explain_memory
-from alkernels.ops.running_distances import RunningDistances, pair, read
-from alkernels.ops.selection import Run, compiled, fake_selection, finished, first_centers, library, op_inputs, result
+from alkernels.ops.running_distances import RunningDistances, memory_needed, pair, read
+from alkernels.ops.selection import (
+    Run,
+    compiled,
+    fake_selection,
+    finished,
+    first_centers,
+    library,
+    op_inputs,
+    result,
+    to_save,
+)
 
 METRICS = ("euclidean", "cosine", "symmetric_kl")
 
@@ -36,6 +50,8 @@ def k_center_greedy(
     generator: torch.Generator | int | None = None,
     return_distances: bool = False,
     device: torch.device | str | None = None,
+    memory_limit: int | None = None,
+    checkpoint: str | Path | None = None,
     progress: bool = False,
 ) -> Selection | CoverSelection:
     """Pick `k` rows, each the farthest from the labelled set and all earlier picks.
@@ -47,7 +63,8 @@ def k_center_greedy(
     Parameters
     ----------
     features : Tensor or ndarray of shape (N, D), or a pair of shapes (N, C) and (N, D)
-        The pool: float16, bfloat16, float32 or float64, any strides, or a ``numpy.memmap``. A pair ``(a, h)`` is
+        The pool: float16, bfloat16, float32 or float64, any strides; a ``numpy.memmap``, or a dataset in a file that
+        slices by rows (HDF5, Zarr, safetensors, Arrow). A pair ``(a, h)`` is
         the outer products ``a[i] ⊗ h[i]``, which are never built.
     k : int
         How many rows to pick, ``0 <= k <= N``.
@@ -66,6 +83,13 @@ def k_center_greedy(
     device : torch.device or str, optional
         A CUDA device to work on features in host memory with: copied to it once where they take up to 0.6 of its free
         memory, else streamed at each pass. Results come back to host memory. Default: where features are.
+    memory_limit : int, optional
+        Bytes that the call may take beyond what is in memory already: rows in files are read in tiles that fit.
+        Default: a quarter of the free memory.
+    checkpoint : str or Path, optional
+        A file that the state is saved to after blocks of picks, and taken from where it exists: a run that was killed
+        at any moment goes on to the picks it would have made. Ctrl-C saves before it ends; a second one ends at once.
+        Features are walked once more, for a fingerprint. The file stays behind.
     progress : bool, default False
         Show a progress bar (tqdm).
 
@@ -106,13 +130,16 @@ def k_center_greedy(
     Selection(indices=tensor([0, 3, 1]), scores=tensor([inf, 6., 1.]))
     """
     if torch.compiler.is_compiling():
-        not_compiled(device)
+        not_compiled(device=device, memory_limit=memory_limit, checkpoint=checkpoint)
         return compiled("k_center_greedy", features, k, labeled, start, generator, return_distances, metric=metric)
     pool = check_pool(features, device)
+    pool.limit_memory(check_memory_limit(memory_limit), memory_needed(pool))
     metric = check_metric(metric, pool, METRICS)
     k, start, rows = check_k(k, pool), check_start(start, pool), check_labeled(labeled, pool)
     with explain_memory(pool, f"{k} picks"):
-        run = select(pool, k, rows, start, metric, generator, track=return_distances, progress=progress)
+        run = select(
+            pool, k, rows, start, metric, generator, track=return_distances, checkpoint=checkpoint, progress=progress
+        )
         return result(run, lambda squared: to_distance(squared, metric), return_distances)
 
 
@@ -135,6 +162,25 @@ def select(
     generator: torch.Generator | int | None,
     *,
     track: bool,
+    checkpoint: str | Path | None = None,
+    progress: bool,
+) -> Run:
+    """The selection, saved where that is wanted."""
+    drawn = generator if labeled is None and start is None else 0
+    arrays = {"features": pool, "labeled": labeled}
+    settings = {"k": k, "start": start, "metric": metric, "return_distances": track}
+    with checkpointed(checkpoint, "k_center_greedy", arrays, drawn, **settings) as saved:
+        return _select(pool, k, labeled, start, metric, saved, track, progress)
+
+
+def _select(
+    pool: Pool,
+    k: int,
+    labeled: Pool | None,
+    start: int | None,
+    metric: str,
+    saved: Checkpoint,
+    track: bool,
     progress: bool,
 ) -> Run:
     """The blocked rule. One pass of the loop: the m farthest rows play it out among themselves, the pool follows."""
@@ -142,10 +188,11 @@ def select(
         for rows in (pool, labeled):
             if rows is not None:
                 Probabilities(rows, rows.name, 2, False).check()
-    uniform = torch.Generator().manual_seed(seed_of(generator) if labeled is None and start is None else 0)
+    uniform = torch.Generator().manual_seed(saved.seed)
     state = RunningDistances(pool, metric, track)
-    picks, squared = first_centers(state, k, labeled, start, uniform)
-    made, block = len(picks), 16
+    picks, squared = first_centers(state, k, labeled, start, uniform, saved)
+    made = sum(map(len, picks))
+    block = saved.state["block"] if saved.state else 16
     with tqdm(total=k, initial=made, desc="k-center greedy", unit="pick", disable=not progress) as bar:
         while made < k:
             m = min(state.candidates(block), pool.count - made)
@@ -171,6 +218,7 @@ def select(
             made += block
             state.add_picks(picks[-1], lower=made < k or track)
             bar.update(block)
+            saved.after_block(partial(to_save, state, squared, uniform, block), last=made == k)
     return finished(picks, squared, state)
 
 

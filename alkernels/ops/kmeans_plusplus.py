@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from functools import partial
+from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
+from alkernels._checkpoint import Checkpoint, checkpointed
 from alkernels._inputs import (
     CoverSelection,
     Pool,
@@ -14,15 +17,25 @@ from alkernels._inputs import (
     Selection,
     check_k,
     check_labeled,
+    check_memory_limit,
     check_metric,
     check_pool,
     check_start,
     not_compiled,
-    seed_of,
 )
 from alkernels._streaming import explain_memory
-from alkernels.ops.running_distances import RunningDistances, pair, read
-from alkernels.ops.selection import Run, compiled, fake_selection, finished, first_centers, library, op_inputs, result
+from alkernels.ops.running_distances import RunningDistances, memory_needed, pair, read
+from alkernels.ops.selection import (
+    Run,
+    compiled,
+    fake_selection,
+    finished,
+    first_centers,
+    library,
+    op_inputs,
+    result,
+    to_save,
+)
 
 
 def kmeans_plusplus(
@@ -34,6 +47,8 @@ def kmeans_plusplus(
     generator: torch.Generator | int | None = None,
     return_distances: bool = False,
     device: torch.device | str | None = None,
+    memory_limit: int | None = None,
+    checkpoint: str | Path | None = None,
     progress: bool = False,
 ) -> Selection | CoverSelection:
     """Draw `k` rows, each with probability proportional to its squared distance to the nearest centre so far.
@@ -44,7 +59,8 @@ def kmeans_plusplus(
     Parameters
     ----------
     features : Tensor or ndarray of shape (N, D), or a pair of shapes (N, C) and (N, D)
-        The pool: float16, bfloat16, float32 or float64, any strides, or a ``numpy.memmap``. A pair ``(a, h)`` is
+        The pool: float16, bfloat16, float32 or float64, any strides; a ``numpy.memmap``, or a dataset in a file that
+        slices by rows (HDF5, Zarr, safetensors, Arrow). A pair ``(a, h)`` is
         the outer products ``a[i] ⊗ h[i]``, which are never built (BADGE's gradient embeddings).
     k : int
         How many rows to draw, ``0 <= k <= N``.
@@ -59,6 +75,13 @@ def kmeans_plusplus(
     device : torch.device or str, optional
         A CUDA device to work on features in host memory with: copied to it once where they take up to 0.6 of its free
         memory, else streamed at each pass. Results come back to host memory. Default: where features are.
+    memory_limit : int, optional
+        Bytes that the call may take beyond what is in memory already: rows in files are read in tiles that fit.
+        Default: a quarter of the free memory.
+    checkpoint : str or Path, optional
+        A file that the state is saved to after blocks of picks, and taken from where it exists: a run that was killed
+        at any moment goes on to the picks it would have made. Ctrl-C saves before it ends; a second one ends at once.
+        Features are walked once more, for a fingerprint. The file stays behind.
     progress : bool, default False
         Show a progress bar (tqdm).
 
@@ -96,14 +119,15 @@ def kmeans_plusplus(
     tensor([0, 3])
     """
     if torch.compiler.is_compiling():
-        not_compiled(device)
+        not_compiled(device=device, memory_limit=memory_limit, checkpoint=checkpoint)
         if not isinstance(generator, int):
             raise ValueError("generator must be an integer seed inside torch.compile")
         return compiled("kmeans_plusplus", features, k, labeled, start, generator, return_distances)
     pool = check_pool(features, device)
+    pool.limit_memory(check_memory_limit(memory_limit), memory_needed(pool))
     k, start, rows = check_k(k, pool), check_start(start, pool), check_labeled(labeled, pool)
     with explain_memory(pool, f"{k} draws"):
-        run = select(pool, k, rows, start, generator, track=return_distances, progress=progress)
+        run = select(pool, k, rows, start, generator, track=return_distances, checkpoint=checkpoint, progress=progress)
         return result(run, to_weight, return_distances)
 
 
@@ -120,13 +144,25 @@ def select(
     generator: torch.Generator | int | None,
     *,
     track: bool,
+    checkpoint: str | Path | None = None,
     progress: bool,
 ) -> Run:
+    """The selection, saved where that is wanted."""
+    arrays = {"features": pool, "labeled": labeled}
+    settings = {"k": k, "start": start, "return_distances": track}
+    with checkpointed(checkpoint, "kmeans_plusplus", arrays, generator, **settings) as saved:
+        return _select(pool, k, labeled, start, saved, track, progress)
+
+
+def _select(
+    pool: Pool, k: int, labeled: Pool | None, start: int | None, saved: Checkpoint, track: bool, progress: bool
+) -> Run:
     """The blocked rule. One pass of the loop: a block of proposals from stale weights, then the pool follows."""
-    uniform = torch.Generator().manual_seed(seed_of(generator))
+    uniform = torch.Generator().manual_seed(saved.seed)
     state = RunningDistances(pool, check_metric("euclidean", pool), track)
-    picks, squared = first_centers(state, k, labeled, start, uniform)
-    made, block = len(picks), 32
+    picks, squared = first_centers(state, k, labeled, start, uniform, saved)
+    made = sum(map(len, picks))
+    block = saved.state["block"] if saved.state else 32
     with tqdm(total=k, initial=made, desc="k-means++", unit="pick", disable=not progress) as bar:
         while made < k:
             # About twice as many proposals as the last block accepted, and no more than the rest may need.
@@ -168,6 +204,7 @@ def select(
             made += block
             state.add_picks(picks[-1], lower=made < k or track)
             bar.update(block)
+            saved.after_block(partial(to_save, state, squared, uniform, block), last=made == k)
     return finished(picks, squared, state)
 
 

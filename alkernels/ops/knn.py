@@ -13,6 +13,7 @@ from alkernels._inputs import (
     bytes_a_call,
     check_device,
     check_integer,
+    check_memory_limit,
     check_metric,
     largest_magnitude,
     not_compiled,
@@ -26,6 +27,8 @@ from alkernels.ops.selection import detached, library
 # A call of the kernel packs no more bytes than this of points (some 16 a number, of 16 numbers at least), and holds no
 # more of a memory-mapped file.
 _BYTES_A_TILE = 32 << 20
+# Beside tiles, packed points and the result it takes so many bytes.
+_BYTES = 48 << 20
 
 
 def knn(
@@ -35,6 +38,7 @@ def knn(
     *,
     metric: str = "euclidean",
     device: torch.device | str | None = None,
+    memory_limit: int | None = None,
     progress: bool = False,
 ) -> Neighbors:
     """The `k` points nearest to each query, exact, without the matrix of distances.
@@ -42,7 +46,8 @@ def knn(
     Parameters
     ----------
     queries : Tensor or ndarray of shape (N, D)
-        float16, bfloat16, float32 or float64, any strides, or a ``numpy.memmap``.
+        float16, bfloat16, float32 or float64, any strides; a ``numpy.memmap``, or a dataset in a file that
+        slices by rows (HDF5, Zarr, safetensors, Arrow).
     points : like `queries`, shape (M, D)
         What is searched. Passing the queries makes each row its own nearest neighbour.
     k : int
@@ -52,6 +57,9 @@ def knn(
     device : torch.device or str, optional
         A CUDA device to work on arrays in host memory with: copied to it once where they take up to 0.6 of its free
         memory, else streamed at each pass. Results come back to host memory. Default: where arrays are.
+    memory_limit : int, optional
+        Bytes that the call may take beyond what is in memory already: rows in files are read in tiles that fit.
+        Default: a quarter of the free memory.
     progress : bool, default False
         Show a progress bar (tqdm).
 
@@ -83,7 +91,7 @@ def knn(
             [2, 1]])
     """
     if torch.compiler.is_compiling():
-        not_compiled(device)
+        not_compiled(device=device, memory_limit=memory_limit)
         return Neighbors(*torch.ops.alkernels.knn(*detached(queries, points), k, metric=metric))
     left, right = Pool(queries, "queries", device=device), Pool(points, "points", device=device)
     for pool in (left, right):
@@ -98,6 +106,9 @@ def knn(
     k = check_integer(k, "k")
     if not 0 <= k <= right.count:
         raise ValueError(f"k must be between 0 and {right.count} (rows of points), got {k}")
+    limit = check_memory_limit(memory_limit)
+    for pool in (left, right):  # the points' blocks are packed: they take half of what tiles may
+        pool.limit_memory(limit, _BYTES + 16 * left.count * k)
     with explain_memory(left, f"{left.count} lists of {k}", need=16 * left.count * k):
         squared, indices = _nearest(left, right, k, metric, progress)
         return Neighbors(left.out(to_distance(squared, metric)), left.out(indices))
@@ -112,7 +123,7 @@ def _nearest(left: Pool, right: Pool, k: int, metric: str, progress: bool) -> tu
         return squared, indices
     wide = largest >= LARGEST_NARROW or torch.float64 in (left.sources[0].dtype, right.sources[0].dtype)
     shift = middle(right) if metric == "euclidean" else None
-    d, memory = left.widths[0], bytes_a_call(device, _BYTES_A_TILE)
+    d, memory = left.widths[0], min(bytes_a_call(device, _BYTES_A_TILE), 2 * right.tile_bytes)
     size = max(1, memory // (16 * max(d, 16) + 24))
     some = max(64, int(operations_a_call(device) / (2.0 * d * min(size, right.count))))
     total = left.count * right.count

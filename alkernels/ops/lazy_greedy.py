@@ -29,6 +29,8 @@ class LazyGreedy:
         Upper bounds of their gains at this step.
     evaluate : function of row numbers
         Their gains at this step. Both must give a row the same bits whichever rows it is asked with.
+    after_block : function
+        Called in the midst of a step, after some rows' bounds were lowered.
 
     Attributes
     ----------
@@ -41,10 +43,11 @@ class LazyGreedy:
         bounds: torch.Tensor,
         estimate: Callable[[torch.Tensor], torch.Tensor] | None,
         evaluate: Callable[[torch.Tensor], torch.Tensor],
+        after_block: Callable[[], None] = lambda: None,
     ) -> None:
-        self.bounds, self.estimate, self.evaluate = bounds, estimate, evaluate
+        self.bounds, self.estimate, self.evaluate, self.after_block = bounds, estimate, evaluate, after_block
         self.margin = 0.0
-        self._block = _BLOCK
+        self.block = _BLOCK
 
     def best(self) -> tuple[int, float]:
         """The row with the largest gain, ties to the lowest index, and its gain. Needs one row that may be picked."""
@@ -54,7 +57,7 @@ class LazyGreedy:
         ceiling = (bounds + self.margin).index_fill_(0, spent, -torch.inf)
         estimated = torch.full_like(ceiling, self.estimate is None, dtype=torch.bool)
         gain, pick = (0.0, int(spent[0])) if len(spent) else (-torch.inf, -1)
-        block, looked_at = self._block, 0
+        block, looked_at = self.block, 0
         some = block if self.estimate is None else _BLOCK // 4
         while True:
             values, rows = torch.ops.alkernels.top_candidates(ceiling, min(max(block, some), len(bounds)))
@@ -69,6 +72,7 @@ class LazyGreedy:
                 estimated[rows] = True
                 looked_at += len(rows)
                 block = min(2 * block, _LARGEST_BLOCK)
+                self.after_block()
                 continue
             rows = rows[: min(some, int(stale.cumsum(0).eq(0).sum()))]
             gains = self.evaluate(rows)
@@ -79,7 +83,8 @@ class LazyGreedy:
             index = int(rows[gains == top].min())
             if top > gain or (top == gain and index < pick):
                 gain, pick = top, index
-        self._block = min(max(_BLOCK, looked_at // 2), _LARGEST_BLOCK)
+            self.after_block()
+        self.block = min(max(_BLOCK, looked_at // 2), _LARGEST_BLOCK)
         return pick, gain
 
     def exclude(self, row: int) -> None:

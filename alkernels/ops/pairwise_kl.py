@@ -7,7 +7,16 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from alkernels._inputs import Array, TopK, as_tensor, bytes_a_call, check_integer, not_compiled, operations_a_call
+from alkernels._inputs import (
+    Array,
+    TopK,
+    as_tensor,
+    bytes_a_call,
+    check_integer,
+    check_memory_limit,
+    not_compiled,
+    operations_a_call,
+)
 from alkernels._probabilities import Probabilities
 from alkernels._streaming import explain_memory
 from alkernels.ops.selection import detached, library
@@ -17,6 +26,8 @@ from alkernels.ops.selection import detached, library
 _BYTES_A_TILE = 32 << 20
 # ... but so many rows at least: the logarithms of a tile of q are taken once for each tile of p.
 _ROWS_A_TILE = 128
+# Beside tiles and the result it takes so many bytes.
+_BYTES = 48 << 20
 REDUCTIONS = ("mean", "min", "max", "topk")
 
 
@@ -30,6 +41,7 @@ def pairwise_kl(
     reduce: str | None = None,
     k: int | None = None,
     device: torch.device | str | None = None,
+    memory_limit: int | None = None,
     progress: bool = False,
 ) -> Array | TopK:
     """KL divergences ``KL(p_i || q_j)`` between the rows of two sets of distributions, in nats.
@@ -37,7 +49,8 @@ def pairwise_kl(
     Parameters
     ----------
     p : Tensor or ndarray of shape (N, C)
-        Distributions: float16, bfloat16, float32 or float64, any strides, or a ``numpy.memmap``.
+        Distributions: float16, bfloat16, float32 or float64, any strides; a ``numpy.memmap``, or a dataset
+        in a file that slices by rows (HDF5, Zarr, safetensors, Arrow).
     q : like `p`, shape (M, C)
         Distributions to diverge from.
     log_input : bool, default False
@@ -54,6 +67,9 @@ def pairwise_kl(
     device : torch.device or str, optional
         A CUDA device to work on arrays in host memory with: copied to it once where they take up to 0.6 of its free
         memory, else streamed at each pass. Results come back to host memory. Default: where arrays are.
+    memory_limit : int, optional
+        Bytes that the call may take beyond what is in memory already and the result: rows in files are read in tiles
+        that fit. Default: a quarter of the free memory.
     progress : bool, default False
         Show a progress bar (tqdm).
 
@@ -103,7 +119,7 @@ def pairwise_kl(
     if torch.compiler.is_compiling() or (reduce is None and learned):
         ops = torch.ops.alkernels
         if torch.compiler.is_compiling():
-            not_compiled(device)
+            not_compiled(device=device, memory_limit=memory_limit)
         else:
             if device is not None:
                 raise ValueError(f"device must be None where p or q requires a gradient, got {device!r}")
@@ -119,7 +135,8 @@ def pairwise_kl(
             return ops.mean_kl(p, q, log_input=log_input)
         top = TopK(*ops.topk_kl(p, q, 1 if k is None else k, largest=reduce == "max", log_input=log_input))
         return top if reduce == "topk" else top.values[:, 0]
-    left, right = _sides(p, q, log_input, device)
+    limit = check_memory_limit(memory_limit)
+    left, right = _sides(p, q, log_input, device, limit)
     out = left.pool.out
     if neighbors is not None:
         return out(_gathered(left, right, neighbors, gather))
@@ -141,7 +158,7 @@ def pairwise_kl(
 
 
 def _sides(
-    p: Array, q: Array, log_input: bool, device: torch.device | str | None = None
+    p: Array, q: Array, log_input: bool, device: torch.device | str | None = None, limit: int | None = None
 ) -> tuple[Probabilities, Probabilities]:
     left = Probabilities(p, "p", 2, log_input, device=device)
     right = Probabilities(q, "q", 2, log_input, device=device)
@@ -149,8 +166,9 @@ def _sides(
         raise ValueError(f"q must have as many classes as p, got {right.shape[1]} and {left.shape[1]}")
     if left.device != right.device:
         raise ValueError(f"q must be on the device of p ({left.device}), got {right.device}")
-    left.check()
-    right.check()
+    for side in (left, right):
+        side.limit_memory(limit, _BYTES)
+        side.check()
     left.dtype = right.dtype = torch.promote_types(left.dtype, right.dtype)
     return left, right
 
@@ -158,7 +176,8 @@ def _sides(
 def _walk(left: Probabilities, right: Probabilities, progress: bool):  # type: ignore[no-untyped-def]
     """Tiles of p and q, as they are stored, that make one call of a kernel."""
     c = left.shape[1]
-    size = max(_ROWS_A_TILE, bytes_a_call(left.device, _BYTES_A_TILE) // (32 * c))
+    at_once = min(bytes_a_call(left.device, _BYTES_A_TILE), 2 * left.pool.tile_bytes)
+    size = max(_ROWS_A_TILE, at_once // (32 * c))
     some = min(size, max(64, int(operations_a_call(left.device) / (2.0 * c * max(1, min(size, right.count))))))
     total = left.count * right.count
     with tqdm(total=total, desc="pairwise KL", unit="pair", unit_scale=True, disable=not progress) as bar:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +16,8 @@ from alkernels._inputs import Factors, Pool, bytes_a_call, operations_a_call
 TOLERANCE = 1e-5
 METRICS = {"euclidean": 0, "cosine": 1, "outer": 2, "symmetric_kl": 3}
 
+# Beside tiles the state takes so many bytes, and so many a row.
+_BYTES, _BYTES_A_ROW = 48 << 20, 40
 # A block of centres is packed into at most this many numbers.
 _BLOCK_NUMBERS = 1 << 20
 _SAMPLE = 127
@@ -60,6 +63,19 @@ class RunningDistances:
         self.picks: list[torch.Tensor] = []
         self.centers = 0
         self.passes = 0
+
+    def saved(self) -> dict[str, Any]:
+        """What :meth:`restore` goes on from."""
+        picks = torch.cat(self.picks) if self.picks else self.d2.new_empty(0, dtype=torch.int64)
+        state = {"picks": picks, "d2": self.d2, "error": self.error, "level": self.level, "centers": self.centers}
+        return {**state, "passes": self.passes, **({} if self.nearest is None else {"nearest": self.nearest})}
+
+    def restore(self, state: dict[str, Any], labeled: Pool | None) -> None:
+        device = self.pool.device
+        self.picks, self.labeled = [state["picks"].to(device)], labeled
+        self.d2, self.error = state["d2"].to(device), state["error"].to(device)
+        self.nearest = None if self.nearest is None else state["nearest"].to(device)
+        self.level, self.centers, self.passes = state["level"], state["centers"], state["passes"]
 
     def candidates(self, block: int) -> int:
         """How many candidates the next block of picks should play out among, the last one having made `block` picks.
@@ -200,6 +216,11 @@ class RunningDistances:
         torch.ops.alkernels.lower_distances(
             *pair(tile), *pair(centers), self.shift, self.metric, first_center, level, d2, error, nearest
         )
+
+
+def memory_needed(pool: Pool) -> int:
+    """Bytes that a selection takes beside pool and tiles."""
+    return _BYTES + _BYTES_A_ROW * pool.count
 
 
 def read(*vectors: torch.Tensor) -> list[float]:

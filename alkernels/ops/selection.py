@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from alkernels._checkpoint import Checkpoint
 from alkernels._inputs import CoverSelection, Pool, Selection, check_k, check_labeled, check_pool, check_start
 from alkernels.ops.running_distances import RunningDistances
 
@@ -44,8 +45,16 @@ def first_centers(
     labeled: Pool | None,
     start: int | None,
     uniform: torch.Generator,
+    saved: Checkpoint,
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Lowers the distances by what is given, the labelled rows and the start (drawn by `uniform` where nothing is)."""
+    """Lowers the distances by what is given, the labelled rows and the start (drawn by `uniform` where nothing is).
+
+    Or goes on from where a checkpoint was saved.
+    """
+    if saved.state is not None:
+        state.restore(saved.state, labeled)
+        uniform.set_state(saved.state["uniform"])
+        return list(state.picks), [saved.state["squared"].to(state.pool.device)]
     if labeled is not None:
         state.add_labeled(labeled)
     elif start is None and k > 0:
@@ -60,6 +69,13 @@ def first_centers(
     score = state.d2[first]
     state.add_picks(first)
     return [first], [score]
+
+
+def to_save(
+    state: RunningDistances, squared: list[torch.Tensor], uniform: torch.Generator, block: int
+) -> dict[str, Any]:
+    """A checkpoint that the next block goes on from."""
+    return {**state.saved(), "squared": torch.cat(squared), "uniform": uniform.get_state(), "block": block}
 
 
 def finished(picks: list[torch.Tensor], squared: list[torch.Tensor], state: RunningDistances) -> Run:
