@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from alkernels._checkpoint import Checkpoint, checkpointed, unsaved
+from alkernels._checkpoint import Checkpoint, checkpointed
 from alkernels._inputs import (
     LARGEST_NARROW,
     Array,
@@ -151,7 +151,7 @@ def greedy_coverage(
         )
         return CoverageSelection(*out) if return_covered else Selection(out[0], out[1])
     pool = check_pool(features, device)
-    pool.limit_memory(check_memory_limit(memory_limit), _BYTES + _BYTES_A_ROW * pool.count)
+    pool.limit_memory(check_memory_limit(memory_limit), memory_needed(pool))
     if len(pool.sources) > 1:
         raise TypeError("features must be one array, got a pair")
     similarity, width = check_kernel(kernel, bandwidth)
@@ -165,17 +165,18 @@ def greedy_coverage(
     start = torch.zeros(pool.count, dtype=torch.float64, device=pool.device)
     if covered is not None:
         start = check_vector(covered, "covered", pool)
-    arrays = {"features": pool, "labeled": known, "candidates": may, "weights": worth, "covered": start}
-    settings = {"k": k, "kernel": kernel, "bandwidth": width}
-    with (
-        explain_memory(pool, f"{k} picks"),
-        checkpointed(checkpoint, "greedy_coverage", arrays, 0, **settings) as saved,
-    ):
-        coverage = Coverage(pool, similarity, width, worth, start, known if saved.state is None else None)
-        picks, gains = select(coverage, k, may, saved=saved, progress=progress)
+    with explain_memory(pool, f"{k} picks"):
+        picks, gains = select(
+            pool, k, may, worth, start, known, similarity, width, checkpoint=checkpoint, progress=progress
+        )
     if return_covered:
-        return CoverageSelection(pool.out(picks), pool.out(gains), pool.out(coverage.covered))
+        return CoverageSelection(pool.out(picks), pool.out(gains), pool.out(start))
     return Selection(pool.out(picks), pool.out(gains))
+
+
+def memory_needed(pool: Pool) -> int:
+    """Bytes that a selection takes beside pool and tiles."""
+    return _BYTES + _BYTES_A_ROW * pool.count
 
 
 class Coverage:
@@ -260,15 +261,30 @@ def _largest_square(rows: Pool, shift: torch.Tensor) -> float:
 
 
 def select(
-    coverage: Coverage,
+    pool: Pool,
     k: int,
     candidates: torch.Tensor | None,
+    weights: torch.Tensor,
+    covered: torch.Tensor,
+    labeled: Pool | None,
+    similarity: int,
+    bandwidth: float,
     *,
-    saved: Checkpoint | None = None,
+    checkpoint: str | Path | None = None,
     progress: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The lazy rule: picks and their gains."""
-    saved = saved or unsaved(0)
+    """Picks and their gains, saved where that is wanted; `covered` becomes what they leave."""
+    arrays = {"features": pool, "labeled": labeled, "candidates": candidates, "weights": weights, "covered": covered}
+    settings = {"k": k, "kernel": similarity, "bandwidth": bandwidth}
+    with checkpointed(checkpoint, "greedy_coverage", arrays, 0, **settings) as saved:
+        coverage = Coverage(pool, similarity, bandwidth, weights, covered, None if saved.state else labeled)
+        return _select(coverage, k, candidates, saved, progress)
+
+
+def _select(
+    coverage: Coverage, k: int, candidates: torch.Tensor | None, saved: Checkpoint, progress: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The lazy rule."""
     pool = coverage.pool
     bounds = torch.full((pool.count,), torch.inf, dtype=torch.float64, device=pool.device)
     if candidates is not None:

@@ -48,7 +48,7 @@ INPUTS = {
     "head_bias": Input("[C]", "biases of the linear last layer", False),
 }
 # What `select` itself passes on.
-RUN_ARGUMENTS = ("batch_size", "pool", "generator", "device", "progress")
+RUN_ARGUMENTS = ("batch_size", "pool", "generator", "device", "memory_limit", "checkpoint", "progress")
 FAMILIES = ("uncertainty", "committee", "bayesian", "diversity", "gradient", "dynamics", "learned", "hybrid")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -42,6 +43,8 @@ def select(
     tie_break: str = "index",
     generator: torch.Generator | int | None = None,
     device: torch.device | str | None = None,
+    memory_limit: int | None = None,
+    checkpoint: str | Path | None = None,
     progress: bool = False,
     **options: Any,
 ) -> Any:
@@ -95,6 +98,11 @@ def select(
         Decides all draws. Default: torch's global generator.
     device : torch.device or str, optional
         A CUDA device to work on arrays in host memory with.
+    memory_limit : int, optional
+        Bytes that the strategy may take beyond what is in memory already: rows in files are read in tiles that fit.
+        Default: a quarter of the free memory.
+    checkpoint : str or Path, optional
+        A file that a long selection saves its state to, and goes on from: see :func:`alkernels.k_center_greedy`.
     progress : bool, default False
         Show a progress bar, where a strategy takes long.
     **options
@@ -133,7 +141,7 @@ def select(
     """
     entry = info(strategy)
     given = {name: value for name, value in locals().items() if name in INPUTS and value is not None}
-    run = {"generator": generator, "device": device, "progress": progress}
+    run = {"generator": generator, "device": device, "memory_limit": memory_limit, "progress": progress}
     check_generator(generator)
     check_one_of(tie_break, "tie_break", TIE_BREAKS)
     if tie_break != "index" and not entry.each_row:
@@ -149,6 +157,10 @@ def select(
         _check_needs(e, given, without="scores" if e is entry and inner is not None else None)
     if device is not None and not any("device" in e.parameters for e in entries):
         raise ValueError(f"device must be None for {strategy}, which works where its arrays are, got {device!r}")
+    if memory_limit is not None and not any("memory_limit" in e.parameters for e in entries):
+        raise ValueError(f"memory_limit must be None for {strategy}, which takes none, got {memory_limit!r}")
+    if checkpoint is not None and "checkpoint" not in entry.parameters:
+        raise ValueError(f"checkpoint must be None for {strategy}, which saves none, got {checkpoint!r}")
 
     used = {name: value for name, value in given.items() if any(name in e.arrays for e in entries)} or given
     count, where = _rows_of_the_pool(used, strategy)
@@ -176,7 +188,7 @@ def select(
     if entry.each_row:
         picked = top_scores(_call(entry, arrays, options, run), batch_size, tie_break=tie_break, generator=generator)
     else:
-        picked = _call(entry, arrays, options, run, batch_size=batch_size)
+        picked = _call(entry, arrays, options, run, batch_size=batch_size, checkpoint=checkpoint)
     if wanted > most:
         what = f"all {most} {'rows' if rows is None else 'candidates'} are picked"
         warn_user(f"batch_size is {wanted}: {what}")
@@ -229,7 +241,7 @@ def involved(strategy: str, options: Mapping[str, Any]) -> Involved:
     entry = info(strategy)
     of, prefilter = options.get("of") or entry.of, options.get("prefilter")
     found = Involved(entry, info(of) if of else None, info(prefilter) if prefilter else None)
-    selects = ("of", "prefilter", "keep", "tie_break", "device", "progress")
+    selects = ("of", "prefilter", "keep", "tie_break", "device", "memory_limit", "checkpoint", "progress")
     _check_options(found.all, {name: value for name, value in options.items() if name not in selects})
     return found
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
 from alkernels._inputs import Array, Selection
@@ -69,6 +71,8 @@ def batchbald(
     num_samples: int = NUM_SAMPLES,
     generator: torch.Generator | int | None = None,
     device: torch.device | str | None = None,
+    memory_limit: int | None = None,
+    checkpoint: str | Path | None = None,
     progress: bool = False,
 ) -> Selection:
     """A batch whose labels together say the most about the posterior draws.
@@ -89,6 +93,10 @@ def batchbald(
         Draws the samples.
     device : torch.device or str, optional
         A CUDA device to work on mc_probs in host memory with.
+    memory_limit : int, optional
+        Bytes that it may take beyond what is in memory already: rows in files are read in tiles that fit.
+    checkpoint : str or Path, optional
+        A file to save the state to and to go on from, as in :func:`alkernels.batchbald`.
     progress : bool, default False
         Show a progress bar.
 
@@ -118,6 +126,8 @@ def batchbald(
         max_configurations=max_configurations,
         num_samples=num_samples,
         generator=generator,
+        memory_limit=memory_limit,
+        checkpoint=checkpoint,
         progress=progress,
     )
 

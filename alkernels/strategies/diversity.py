@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from alkernels._inputs import (
     Selection,
     check_integer,
     check_labeled,
+    check_memory_limit,
     check_metric,
     check_number,
     check_pool,
@@ -31,7 +33,7 @@ from alkernels.ops import greedy_coverage as coverage_op
 from alkernels.ops import k_center_greedy as center_op
 from alkernels.ops import kmeans_plusplus as seeding_op
 from alkernels.ops.knn import knn
-from alkernels.ops.running_distances import RunningDistances
+from alkernels.ops.running_distances import RunningDistances, memory_needed
 from alkernels.strategies import _robust
 from alkernels.strategies._arguments import (
     check_above_zero,
@@ -162,10 +164,13 @@ def _farthest_first(
     metric: str,
     generator: torch.Generator | int | None,
     progress: bool,
+    checkpoint: str | Path | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows and distances of a k-center greedy."""
     with explain_memory(pool, f"{batch_size} picks", fewer="batch_size"):
-        run = center_op.select(pool, batch_size, known, start, metric, generator, track=False, progress=progress)
+        run = center_op.select(
+            pool, batch_size, known, start, metric, generator, track=False, checkpoint=checkpoint, progress=progress
+        )
         return run.indices, center_op.to_distance(run.squared, metric)
 
 
@@ -184,6 +189,8 @@ def k_center_greedy(
     metric: str = "euclidean",
     generator: torch.Generator | int | None = None,
     device: torch.device | str | None = None,
+    memory_limit: int | None = None,
+    checkpoint: str | Path | None = None,
     progress: bool = False,
 ) -> CoreSetSelection:
     """Core-set: each pick is the row farthest from the labelled rows and all earlier picks.
@@ -207,6 +214,10 @@ def k_center_greedy(
         Draws the first pick where nothing else decides it. Default: torch's global generator.
     device : torch.device or str, optional
         A CUDA device to work on features in host memory with.
+    memory_limit : int, optional
+        Bytes that it may take beyond what is in memory already: rows in files are read in tiles that fit.
+    checkpoint : str or Path, optional
+        A file to save the state to and to go on from, as in :func:`alkernels.k_center_greedy`.
     progress : bool, default False
         Show a progress bar.
 
@@ -233,12 +244,13 @@ def k_center_greedy(
     .. [2] T. F. Gonzalez. Clustering to minimize the maximum intercluster distance. Theor. Comput. Sci. 38, 1985.
     """
     pool = check_pool(features, device)
+    pool.limit_memory(check_memory_limit(memory_limit), memory_needed(pool))
     metric = check_metric(metric, pool, center_op.METRICS)
     batch_size, start = _size(batch_size, pool), check_start(start, pool)
     known = _labeled(labeled_features, pool)
     # the pick after the last is the row farthest from all of them
     more = min(batch_size + 1, pool.count)
-    picks, scores = _farthest_first(pool, more, known, start, metric, generator, progress)
+    picks, scores = _farthest_first(pool, more, known, start, metric, generator, progress, checkpoint)
     radius = float(scores[batch_size]) if more > batch_size else 0.0
     return CoreSetSelection(pool.out(picks[:batch_size]), pool.out(scores[:batch_size]), radius)
 
@@ -257,6 +269,8 @@ def kmeans_plusplus(
     start: int | None = None,
     generator: torch.Generator | int | None = None,
     device: torch.device | str | None = None,
+    memory_limit: int | None = None,
+    checkpoint: str | Path | None = None,
     progress: bool = False,
 ) -> Selection:
     """k-means++ seeding: each pick is drawn by the squared distance to the nearest earlier one.
@@ -275,6 +289,10 @@ def kmeans_plusplus(
         Makes all draws. Default: torch's global generator.
     device : torch.device or str, optional
         A CUDA device to work on features in host memory with.
+    memory_limit : int, optional
+        Bytes that it may take beyond what is in memory already: rows in files are read in tiles that fit.
+    checkpoint : str or Path, optional
+        A file to save the state to and to go on from, as in :func:`alkernels.kmeans_plusplus`.
     progress : bool, default False
         Show a progress bar.
 
@@ -295,10 +313,13 @@ def kmeans_plusplus(
     .. [1] D. Arthur, S. Vassilvitskii. k-means++: the advantages of careful seeding. SODA 2007.
     """
     pool = check_pool(features, device)
+    pool.limit_memory(check_memory_limit(memory_limit), memory_needed(pool))
     batch_size, start = _size(batch_size, pool), check_start(start, pool)
     known = _labeled(labeled_features, pool)
     with explain_memory(pool, f"{batch_size} draws", fewer="batch_size"):
-        run = seeding_op.select(pool, batch_size, known, start, generator, track=False, progress=progress)
+        run = seeding_op.select(
+            pool, batch_size, known, start, generator, track=False, checkpoint=checkpoint, progress=progress
+        )
     return Selection(pool.out(run.indices), pool.out(run.squared))
 
 
@@ -541,6 +562,7 @@ def _cover(
     bandwidth: float | None,
     progress: bool,
     name: str = "bandwidth",
+    checkpoint: str | Path | None = None,
 ) -> Selection:
     """A greedy cover of the pool, weighted by scores; cosines count from -1."""
     similarity, width = coverage_op.check_kernel(kernel, bandwidth, name)
@@ -552,8 +574,9 @@ def _cover(
     known = _labeled(labeled, pool)
     least = torch.full((pool.count,), -1.0 if kernel == "cosine" else 0.0, dtype=torch.float64, device=pool.device)
     with explain_memory(pool, f"{batch_size} picks", fewer="batch_size"):
-        cover = coverage_op.Coverage(pool, similarity, width, weights, least, known)
-        picks, gains = coverage_op.select(cover, batch_size, None, progress=progress)
+        picks, gains = coverage_op.select(
+            pool, batch_size, None, weights, least, known, similarity, width, checkpoint=checkpoint, progress=progress
+        )
         return Selection(pool.out(picks), pool.out(gains))
 
 
@@ -572,6 +595,8 @@ def facility_location(
     kernel: str = "cosine",
     bandwidth: float | None = None,
     device: torch.device | str | None = None,
+    memory_limit: int | None = None,
+    checkpoint: str | Path | None = None,
     progress: bool = False,
 ) -> Selection:
     """Rows to which together all rows of the pool are most similar: :func:`alkernels.greedy_coverage`.
@@ -594,6 +619,10 @@ def facility_location(
         Of "rbf" and "tophat". Default: 1.
     device : torch.device or str, optional
         A CUDA device to work on features in host memory with.
+    memory_limit : int, optional
+        Bytes that it may take beyond what is in memory already: rows in files are read in tiles that fit.
+    checkpoint : str or Path, optional
+        A file to save the state to and to go on from, as in :func:`alkernels.greedy_coverage`.
     progress : bool, default False
         Show a progress bar.
 
@@ -618,7 +647,9 @@ def facility_location(
     ----------
     .. [1] K. Wei, R. Iyer, J. Bilmes. Submodularity in data subset selection and active learning. ICML 2015.
     """
-    return _cover(check_pool(features, device), batch_size, labeled_features, scores, kernel, bandwidth, progress)
+    pool = check_pool(features, device)
+    pool.limit_memory(check_memory_limit(memory_limit), coverage_op.memory_needed(pool))
+    return _cover(pool, batch_size, labeled_features, scores, kernel, bandwidth, progress, checkpoint=checkpoint)
 
 
 @strategy(

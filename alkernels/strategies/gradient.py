@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,13 +17,14 @@ from alkernels._inputs import (
     Selection,
     check_flag,
     check_integer,
+    check_memory_limit,
     check_pool,
     check_squares,
     largest_magnitude,
-    seed_of,
 )
 from alkernels._probabilities import Probabilities
 from alkernels.ops import kmeans_plusplus
+from alkernels.ops.running_distances import memory_needed
 from alkernels.strategies._arguments import check_above_zero, check_as_many, check_one_of, check_single, rows_a_tile
 from alkernels.strategies._catalogue import strategy
 from alkernels.strategies._picking import check_batch_size, top
@@ -232,6 +234,8 @@ def badge(
     log_input: bool = False,
     generator: torch.Generator | int | None = None,
     device: torch.device | str | None = None,
+    memory_limit: int | None = None,
+    checkpoint: str | Path | None = None,
     progress: bool = False,
 ) -> Selection:
     """k-means++ draws among the last layer's gradients for the likeliest labels.
@@ -254,6 +258,10 @@ def badge(
         Makes all draws. Default: torch's global generator.
     device : torch.device or str, optional
         A CUDA device to work on arrays in host memory with.
+    memory_limit : int, optional
+        Bytes that it may take beyond what is in memory already: rows in files are read in tiles that fit.
+    checkpoint : str or Path, optional
+        A file to save the state to and to go on from, as in :func:`alkernels.kmeans_plusplus`.
     progress : bool, default False
         Show a progress bar.
 
@@ -282,6 +290,9 @@ def badge(
     check_one_of(first, "first", FIRST)
     rows, inputs = _model_of(probs, features, log_input, device, ("probs", "features"))
     batch_size = check_batch_size(batch_size, rows.count, "rows of probs")
+    limit = check_memory_limit(memory_limit)
+    needed = memory_needed(inputs) + rows.count * rows.shape[1] * rows.dtype.itemsize
+    inputs.limit_memory(limit, needed)
     factor = torch.empty(rows.shape, dtype=rows.dtype, device=rows.device)
     norms = torch.empty(rows.count, dtype=torch.float64, device=rows.device)
     for begin, end, p, h in _tiles(rows, inputs):
@@ -296,7 +307,10 @@ def badge(
         second = inputs.tile(0, inputs.count)[0]  # it is on the device already
     pool = Pool((factor, second), "features", device=device)
     start = int(top(norms, 1)) if first == "max_norm" else None
-    run = kmeans_plusplus.select(pool, batch_size, None, start, seed_of(generator), track=False, progress=progress)
+    pool.limit_memory(limit, needed)
+    run = kmeans_plusplus.select(
+        pool, batch_size, None, start, generator, track=False, checkpoint=checkpoint, progress=progress
+    )
     return Selection(rows.pool.out(run.indices), rows.pool.out(run.squared))
 
 
