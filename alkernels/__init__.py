@@ -1,6 +1,7 @@
 """Exact data-selection kernels for PyTorch: the picks of the classic greedy rules in a few passes over the pool."""
 
 from alkernels import models, reference, strategies
+from alkernels._files import open_array
 from alkernels._inputs import CoverageSelection, CoverSelection, Neighbors, Selection, TopK
 from alkernels._load import build_info, has_cuda_kernels
 from alkernels._load import version as __version__
@@ -39,6 +40,7 @@ __all__ = [
     "kmeans_plusplus",
     "knn",
     "models",
+    "open_array",
     "pairwise_kl",
     "reference",
     "select",

@@ -136,6 +136,11 @@ def checkpointed(
         yield checkpoint
 
 
+def saved_seed(path: str | Path) -> int | None:
+    """The seed of an interrupted run; None where there is none."""
+    return int(_read(Path(path))[0]["seed"]) if Path(path).exists() else None
+
+
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)

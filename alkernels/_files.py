@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import pickle
 import re
@@ -10,28 +11,63 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 
-from alkernels._inputs import Array
-
-_NAMED = re.compile(r"(.+?\.(?:npz|pth?|safetensors)):(.+)", re.IGNORECASE)
+_NAMED = re.compile(r"(.+?\.(?:npz|pth?|safetensors|h5|hdf5|zarr|parquet|arrow|feather)):(.+)", re.IGNORECASE)
 
 
-def read_array(text: str, flag: str) -> Array:
-    """The array that `text`, a file or ``file:name``, stands for; memory-mapped where the format allows.
+def open_array(path: str | os.PathLike[str]) -> Any:
+    """The array in a file, for functions that read it as they need it.
+
+    Parameters
+    ----------
+    path : str or Path
+        A file that ends in .npy, .npz, .pt, .pth, .safetensors, .h5, .hdf5, .parquet, .arrow or .feather, or a .zarr
+        folder. ``path:name`` is one of several arrays, or a column.
+
+    Returns
+    -------
+    array
+        .npy and .pt files are mapped; datasets of HDF5 and Zarr, slices of safetensors and columns of fixed-size lists
+        are read a slice at a time; .npz files, and arrays of integers, whole.
+
+    Raises
+    ------
+    ValueError
+        A file that cannot be read as an array, or of several arrays without a name.
+    FileNotFoundError
+        A file that does not exist.
+    ImportError
+        A format whose package (h5py, zarr, safetensors, pyarrow) is not installed.
+
+    Notes
+    -----
+    Rows are picked in Parquet and gzip'ed files too, but what is stored in pieces is unpacked a piece at a time: where
+    picks are far apart, reading them costs as much as a pass. Parquet unpacks from the start of a row group.
+
+    Examples
+    --------
+    >>> import alkernels as alk
+    >>> pool = alk.open_array("pool.h5:features")  # doctest: +SKIP
+    >>> alk.k_center_greedy(pool, 1000, memory_limit=400_000_000)  # doctest: +SKIP
+    """
+    return read_array(os.fspath(path), "path")
+
+
+def read_array(text: str, flag: str) -> Any:
+    """The array that `text`, a file or ``file:name``, stands for: :func:`open_array`.
 
     Parameters
     ----------
     text : str
-        A .npy file, or a .npz, .pt, .pth or .safetensors file; ``:name`` behind it picks one of several arrays.
     flag : str
         The option that it was given to, for errors.
     """
     path, name = split_name(text)
-    if not path.is_file():
+    if not path.is_file() and not (path.suffix.lower() == ".zarr" and path.is_dir()):
         what = "which is not a regular file" if path.exists() else "which does not exist"
         raise FileNotFoundError(f"{flag} must be a file, got {path}, {'a directory' if path.is_dir() else what}")
     reader = _READERS.get(path.suffix.lower())
@@ -39,6 +75,8 @@ def read_array(text: str, flag: str) -> Array:
         raise ValueError(f"{flag} must be a file that ends in {_listed(list(_READERS), 'or')}, got {text}")
     try:
         return reader(path, name)
+    except ImportError:
+        raise
     except Exception as error:  # what a damaged file makes the readers raise is documented nowhere
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise ValueError(f"{flag} {text} cannot be read as an array: {reason}") from error
@@ -85,21 +123,76 @@ def _read_torch(path: Path, name: str | None) -> torch.Tensor:
     return tensors[_choose(list(tensors), name, path)]
 
 
-def _read_safetensors(path: Path, name: str | None) -> torch.Tensor:
+def _read_safetensors(path: Path, name: str | None) -> Any:
+    file = _package("safetensors").safe_open(path, framework="pt")
+    rows = file.get_slice(_choose(list(file.keys()), name, path))
+    return rows if len(rows.get_shape()) > 1 and "F" in rows.get_dtype() else rows[:]
+
+
+def _read_hdf5(path: Path, name: str | None) -> Any:
+    h5py = _package("h5py")
+    file = h5py.File(path, "r")
+    found: list[str] = []
+    file.visititems(lambda key, item: found.append(key) if isinstance(item, h5py.Dataset) else None)
+    return _rows(file[_choose(found, None if name is None else name.strip("/"), path)])
+
+
+def _read_zarr(path: Path, name: str | None) -> Any:
+    zarr = _package("zarr")
+    found = zarr.open(path, mode="r")
+    if isinstance(found, zarr.Array):
+        return _rows(found)
+    return _rows(found[_choose([key for key, _ in found.arrays()], name, path)])
+
+
+def _read_parquet(path: Path, name: str | None) -> Any:
+    schema = _package("pyarrow.parquet").read_schema(path)
+    column = _choose(list(schema.names), name, path)
+    if not hasattr(schema.field(column).type, "list_size"):
+        return _package("pyarrow.parquet").read_table(path, columns=[column])[column].to_numpy()
+
+    from alkernels._datasets import ParquetColumn
+
+    return ParquetColumn(path, column)
+
+
+def _read_arrow(path: Path, name: str | None) -> Any:
+    arrow = _package("pyarrow")
+    file = arrow.memory_map(str(path))
     try:
-        from safetensors import safe_open
+        table = arrow.ipc.open_file(file).read_all()
+    except arrow.ArrowInvalid:
+        file.seek(0)
+        table = arrow.ipc.open_stream(file).read_all()
+    column = table[_choose(table.column_names, name, path)]
+    return column if hasattr(column.type, "list_size") else column.to_numpy()
+
+
+def _rows(dataset: Any) -> Any:
+    """Rows of floating-point numbers as they are, to be read in slices; anything else is small, and read whole."""
+    return dataset if len(dataset.shape) > 1 and dataset.dtype.kind == "f" else np.asarray(dataset[...])
+
+
+def _package(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
     except ImportError:
-        raise ImportError("the package safetensors is missing: pip install safetensors") from None
-    with safe_open(path, framework="pt") as file:
-        return file.get_tensor(_choose(list(file.keys()), name, path))
+        package = name.partition(".")[0]
+        raise ImportError(f"the package {package} is missing: pip install 'alkernels[files]', or {package}") from None
 
 
-_READERS: dict[str, Callable[[Path, str | None], Array]] = {
+_READERS: dict[str, Callable[[Path, str | None], Any]] = {
     ".npy": _read_npy,
     ".npz": _read_npz,
     ".pt": _read_torch,
     ".pth": _read_torch,
     ".safetensors": _read_safetensors,
+    ".h5": _read_hdf5,
+    ".hdf5": _read_hdf5,
+    ".zarr": _read_zarr,
+    ".parquet": _read_parquet,
+    ".arrow": _read_arrow,
+    ".feather": _read_arrow,
 }
 
 

@@ -295,6 +295,12 @@ def shape_of(array: Any) -> tuple[int, ...]:
     return (len(array), kind.list_size) if hasattr(kind, "list_size") else tuple(array.shape)
 
 
+def dtype_name(array: Any) -> str:
+    """Of anything that :func:`source_of` takes, and other arrays."""
+    known = getattr(array, "dtype", None)
+    return str(source_of(array, "", 2).dtype if known is None else known).removeprefix("torch.")
+
+
 def is_numpy(array: Any) -> bool:
     """Whether results for an array are to be NumPy's: those for tensors, in memory or in a file, are tensors."""
     if isinstance(array, RowsOf):

@@ -14,7 +14,8 @@ from typing import Any, NoReturn
 
 # torch takes a second to load: only what runs a command imports it, so that --help and usage errors come at once.
 _FILES = (
-    "Files are .npy (memory-mapped), .npz, .pt, .pth or .safetensors; FILE:NAME picks one of several arrays. "
+    "Files are .npy (memory-mapped), .npz, .pt, .pth, .safetensors, .h5, .zarr, .parquet or .arrow; FILE:NAME picks "
+    "one of several arrays. "
     "A second file makes a pair whose rows stand for their outer products."
 )
 _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
@@ -42,7 +43,8 @@ _ARRAYS = {
 _PAIRS = ("features", "labeled_features")
 # What select takes besides, by options of their own.
 _NOT_OPTIONS = {
-    *("strategy", "batch_size", "of", "candidates", "prefilter", "keep", "tie_break", "generator", "device", "progress")
+    *("strategy", "batch_size", "of", "candidates", "prefilter", "keep", "tie_break", "generator", "device"),
+    *("memory_limit", "checkpoint", "progress"),
 }
 
 
@@ -113,6 +115,15 @@ def _parser() -> argparse.ArgumentParser:
         "--seed", type=_integer(0), metavar="S", help="decides all draws (default: a fresh one, which is printed)"
     )
     select.add_argument("--device", metavar="D", help="a GPU to work with, such as cuda (default: the CPU)")
+    select.add_argument(
+        "--memory-limit",
+        type=_size,
+        metavar="SIZE",
+        help="what may be taken beyond arrays in memory, such as 400MB or 2GB (default: a quarter of what is free)",
+    )
+    select.add_argument(
+        "--checkpoint", metavar="FILE", help="save a long selection's state to this file, and go on from it"
+    )
     select.add_argument("--threads", type=_integer(1, 1024), metavar="T", help="CPU threads (default: torch's choice)")
     select.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     select.add_argument("--no-progress", action="store_true", help="no progress bar, not even on a terminal")
@@ -195,6 +206,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _size(text: str) -> int:
+    """An option's type: a number of bytes."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMGT]?)B?", text.strip())
+    if match is None:
+        raise argparse.ArgumentTypeError(f"must be a size such as 400MB or 2GB, got {text!r}")
+    return int(float(match[1]) * 1000 ** " kMGT".index(match[2] or " "))
+
+
 def _share(text: str) -> float:
     """An option's type: a number between 0 and 1."""
     try:
@@ -255,6 +274,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     int
         The exit status: 0, 2 after an error, 130 after Ctrl-C.
     """
+    args = argparse.Namespace()
     try:
         args = _parser().parse_args(argv)
         if args.version:
@@ -268,7 +288,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 warnings.showwarning = _warn
                 args.run(args)
     except KeyboardInterrupt:
-        print("alkernels: interrupted, nothing was written", file=sys.stderr)
+        kept = getattr(args, "checkpoint", None)
+        written = "nothing was written" if kept is None else f"the same command goes on from {kept} if that was begun"
+        print(f"alkernels: interrupted, {written}", file=sys.stderr)
         return _INTERRUPTED
     except (ValueError, TypeError, ArithmeticError, OSError, ImportError, MemoryError) as error:
         print("alkernels: error:", " ".join(str(error).split()) or type(error).__name__, file=sys.stderr)
@@ -295,12 +317,17 @@ def _select(args: argparse.Namespace) -> None:
     import torch
 
     from alkernels import select, strategies
+    from alkernels._checkpoint import saved_seed
 
     strategies.info(args.strategy)  # before files are read
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     # 32 bits: short enough to type again, and exact for readers of JSON that know only doubles
-    seed = torch.seed() % 2**32 if args.seed is None else args.seed
+    seed = args.seed
+    if seed is None and args.checkpoint is not None:
+        seed = saved_seed(args.checkpoint)
+    if seed is None:
+        seed = torch.seed() % 2**32
     arrays: dict[str, Any] = {}
     for name, some in files.items():
         read_some = [read_array(f, _flag(name)) for f in some]
@@ -319,6 +346,8 @@ def _select(args: argparse.Namespace) -> None:
             tie_break=args.tie_break,
             generator=seed,
             device=args.device,
+            memory_limit=args.memory_limit,
+            checkpoint=args.checkpoint,
             progress=sys.stderr.isatty() and not args.no_progress,
             **options,
         )
@@ -403,7 +432,8 @@ def _in_flags(message: str, files: dict[str, list[str]], options: dict[str, Any]
     message = re.sub(rf"(?<![\w-])(?P<name>{known})(?:\[(?P<factor>[01])\])?(?= must\b)", array, message)
     message = re.sub(rf"(?<= [oa][fs] )(?P<name>{known})(?P<factor>)(?=[,;)]| must|$)", array, message)
     message = re.sub(rf"\b(?P<name>{known})= (?=\[)", lambda m: f"{_flag(m['name'])} ", message)
-    message = re.sub(r"^(of|prefilter|keep|device|tie_break|batch_size)\b", lambda m: _flag(m[1]), message)
+    own = "of|prefilter|keep|device|tie_break|batch_size|memory_limit|checkpoint"
+    message = re.sub(rf"^({own})\b", lambda m: _flag(m[1]), message)
     message = message.replace("--batch-size", "-b/--batch-size", 1) if message.startswith("--batch") else message
     for option in options:
         message = re.sub(rf"^{option}\b", f"--option {option}", message)
@@ -411,8 +441,10 @@ def _in_flags(message: str, files: dict[str, list[str]], options: dict[str, Any]
 
 
 def _described(array: Any) -> list[dict[str, Any]]:
+    from alkernels._sources import dtype_name, shape_of
+
     parts = array if isinstance(array, tuple) else (array,)
-    return [{"shape": list(part.shape), "dtype": str(part.dtype).removeprefix("torch.")} for part in parts]
+    return [{"shape": list(shape_of(part)), "dtype": dtype_name(part)} for part in parts]
 
 
 def _print_report(report: dict[str, Any], numbers: Sequence[str]) -> None:
