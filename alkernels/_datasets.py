@@ -42,7 +42,7 @@ class SlicedSource:
             self.shape = tuple(int(n) for n in array.shape)
             self.dtype = TORCH_DTYPES[check_native(array.dtype, name).itemsize]
             self.numpy = True
-            if np.ndim(array[0:0]) != len(self.shape):  # sparse matrices
+            if np.asarray(array[0:0]).ndim != len(self.shape):  # sparse matrices
                 raise TypeError(WANTED.format(name=name, got=type(array).__name__))
         # A slice reads whole chunks of rows: shards where Zarr has them.
         chunks = getattr(array, "shards", None) or getattr(array, "chunks", None)

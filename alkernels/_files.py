@@ -75,8 +75,8 @@ def read_array(text: str, flag: str) -> Any:
         raise ValueError(f"{flag} must be a file that ends in {_listed(list(_READERS), 'or')}, got {text}")
     try:
         return reader(path, name)
-    except ImportError:
-        raise
+    except ImportError as error:
+        raise ImportError(f"{flag} {text} cannot be read: {error}") from None
     except Exception as error:  # what a damaged file makes the readers raise is documented nowhere
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise ValueError(f"{flag} {text} cannot be read as an array: {reason}") from error
@@ -178,7 +178,7 @@ def _package(name: str) -> Any:
         return importlib.import_module(name)
     except ImportError:
         package = name.partition(".")[0]
-        raise ImportError(f"the package {package} is missing: pip install 'alkernels[files]', or {package}") from None
+        raise ImportError(f"the package {package} is missing, pip install 'alkernels[files]' brings it") from None
 
 
 _READERS: dict[str, Callable[[Path, str | None], Any]] = {

@@ -129,7 +129,8 @@ class ArraySource:
             self.first = array.ctypes.data - np.frombuffer(self.map, np.uint8).ctypes.data
             last = sum(s * (n - 1) for s, n in zip(array.strides, array.shape, strict=True) if s > 0 and n > 0)
             offset = int(array.offset)  # type: ignore[attr-defined]
-            self.needed = offset - offset % mmap.ALLOCATIONGRANULARITY + self.first + last + array.itemsize
+            begin = offset - offset % mmap.ALLOCATIONGRANULARITY
+            self.needed = begin + self.first + last + array.itemsize if array.size else 0
             self.file = File(array.filename, name)  # type: ignore[attr-defined]
             self.check()
 
@@ -356,8 +357,8 @@ def read_slabs(
 ) -> Iterator[tuple[int, int, tuple[torch.Tensor, ...]]]:
     """Tiles of up to `size` rows of what is read as it is walked, in order.
 
-    Slabs of many tiles are read, one by a thread while the last is worked on, and let go of behind. A slab ends where
-    chunks of the file end, where memory allows.
+    Slabs of many tiles are read, one by a thread while the last is worked on, and let go of behind. They end where
+    chunks of the file end, if those are no larger than a slab, and each row is read once.
 
     Parameters
     ----------
@@ -366,12 +367,12 @@ def read_slabs(
     most : int
         Bytes of a slab; two are held.
     """
-    rows = max(1, most // bytes_a_row(sources))
-    size = min(size, rows, count)
+    rows = min(max(1, most // bytes_a_row(sources)), count)
+    size = min(size, rows)
     if size <= 0:
         return
-    whole = math.lcm(size, *(s.chunk for s in sources))
-    rows -= rows % (whole if whole <= rows else size)
+    chunk = math.lcm(*(s.chunk for s in sources))
+    rows -= rows % next((unit for unit in (math.lcm(size, chunk), chunk, size) if unit <= rows), 1)
     slabs = [(begin, min(begin + rows, count)) for begin in range(0, count, rows)]
     stored = [s for s in sources if s.stored]
     counters = _reads.get() if stored else ()
@@ -386,6 +387,8 @@ def read_slabs(
 
     ahead = ThreadPoolExecutor(1, "alkernels-read-ahead") if stored and len(slabs) > 1 else None
     coming: Future[tuple[torch.Tensor, ...]] | None = None
+    carried: tuple[torch.Tensor, ...] = ()  # the start of a tile that goes on in the next slab
+    begin = 0
     try:
         for number, (first, last) in enumerate(slabs):
             factors = read((first, last)) if coming is None else coming.result()
@@ -393,10 +396,18 @@ def read_slabs(
                 coming = ahead.submit(read, slabs[number + 1])
             for reads in counters:
                 reads.bytes += (last - first) * of_files
-            for begin in range(first, last, size):
-                end = min(begin + size, last)
-                yield begin, end, tuple(f[begin - first : end - first] for f in factors)
-            del factors
+            while begin < last:
+                end = min(begin + size, count)
+                tile = tuple(f[max(begin, first) - first : end - first] for f in factors)
+                if carried:
+                    tile = tuple(torch.cat(parts) for parts in zip(carried, tile, strict=True))
+                    carried = ()
+                if end > last:
+                    carried = tuple(t.clone() for t in tile)
+                    break
+                yield begin, end, tile
+                begin = end
+            del factors, tile
             for source in sources:
                 source.release(first, last)
     finally:

@@ -585,7 +585,10 @@ BAD = [
     (truncated_safetensors, "cannot be read as an array: Error while deserializing header"),
     (missing, "must be a file, got missing.npy, which does not exist"),
     (directory, "must be a file, got folder.npy, a directory"),
-    (extension, "must be a file that ends in .npy, .npz, .pt, .pth or .safetensors, got pool.bin"),
+    (
+        extension,
+        "must be a file that ends in .npy, .npz, .pt, .pth, .safetensors, .h5, .hdf5, .zarr, .parquet,",
+    ),
     (integers, "must be of dtype float16, float32 or float64 (torch tensors: bfloat16 too), got int64"),
     (one_dimension, f"must be two-dimensional [rows, columns], got shape ({WIDTH},)"),
     (not_a_number, "must be finite, got nan in row 17, column 3"),
@@ -624,7 +627,7 @@ def test_safetensors_missing(
 ) -> None:
     monkeypatch.setitem(sys.modules, "safetensors", None)
     said = error_of(capsys, select(features=write_safetensors(pool)))
-    assert said.startswith("--features x.safetensors ") and said.endswith("pip install safetensors")
+    assert said.startswith("--features x.safetensors ") and said.endswith("pip install 'alkernels[files]' brings it")
 
 
 # ---- what is refused ----

@@ -25,7 +25,7 @@ from alkernels._inputs import (
 from alkernels._probabilities import Probabilities
 from alkernels.ops import kmeans_plusplus
 from alkernels.ops.running_distances import memory_needed
-from alkernels.strategies._arguments import check_above_zero, check_as_many, check_one_of, check_single, rows_a_tile
+from alkernels.strategies._arguments import check_above_zero, check_as_many, check_one_of, check_single
 from alkernels.strategies._catalogue import strategy
 from alkernels.strategies._picking import check_batch_size, top
 
@@ -54,7 +54,7 @@ def _model_of(
 def _tiles(rows: Probabilities, inputs: Pool, dtype: torch.dtype | None = None) -> Iterator[tuple[int, int, Any, Any]]:
     """Probabilities and features of the same rows, checked, a tile at a time."""
     # a few float64 copies of the features' tile
-    rows.rows_a_tile = min(rows.rows_a_tile, rows_a_tile(rows.device, 4 * inputs.widths[0]))
+    rows.rows_a_tile = min(rows.rows_a_tile, inputs.rows_of(32 * inputs.widths[0]))
     both = zip(rows.checked_tiles(dtype), inputs.tiles(rows.rows_a_tile), strict=True)
     for (begin, end, p), (_, _, (h,)) in both:
         check_squares(inputs, inputs.check_tile(begin, (h,)))
