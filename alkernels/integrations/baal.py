@@ -29,8 +29,8 @@ except ImportError as error:
 _SUM_TOLERANCE = 4e-3
 # Sums closer to 1 are left as they are; the kernels take 1e-3.
 _CLOSE = 1e-4
-# So many predictions are copied at a time.
-_NUMBERS = 1 << 22
+# So many predictions are copied at a time, and read at a time: those stay in cache.
+_COPIED, _READ = 1 << 22, 1 << 17
 
 
 class _Heuristic(heuristics.AbstractHeuristic):
@@ -96,9 +96,9 @@ class _OfProbabilities(_Heuristic):
             raise ValueError(f"predictions must have shape [N, C, ..., K], got {tuple(array.shape)}")
         parts = [np.empty((0, *array.shape[2:-1]))]
         off_one = _off_one(array)
-        for tile in _tiles(array):
-            if self._one_is_enough and off_one <= _CLOSE:
-                tile = tile.mean(-1, keepdim=True, dtype=torch.float64)  # all that is asked for
+        if self._one_is_enough and off_one <= _CLOSE:
+            array = _averaged(array)
+        for tile in _tiles(array, _COPIED):
             rows = _rows_of(tile, off_one)
             if bool(rows.sum().isfinite()):
                 scores = self._score(rows)
@@ -126,20 +126,28 @@ def _single(predictions: Any) -> torch.Tensor:
     return array
 
 
-def _tiles(array: torch.Tensor) -> Iterator[torch.Tensor]:
+def _tiles(array: torch.Tensor, numbers: int) -> Iterator[torch.Tensor]:
     """Some rows at a time."""
-    return iter(array.split(max(1, _NUMBERS // max(1, math.prod(array.shape[1:])))))
+    return iter(array.split(max(1, numbers // max(1, math.prod(array.shape[1:])))))
+
+
+def _averaged(array: torch.Tensor) -> torch.Tensor:
+    """The mean prediction [N, C, ..., 1], in float64."""
+    return torch.cat([tile.mean(-1, keepdim=True, dtype=torch.float64) for tile in _tiles(array, _READ)])
 
 
 def _off_one(array: torch.Tensor) -> float:
     """How far sums over classes are off 1; ``inf`` for logits, which baal tells by that, for all rows at once."""
     furthest = 0.0
-    for tile in _tiles(array):
-        if bool(tile.sum(dtype=torch.float64).isnan()):
-            tile = tile[~tile.isnan().flatten(1).any(1)]
+    for tile in _tiles(array, _READ):
         if not tile.numel():
             continue
         low, high = tile.aminmax()
+        if low.isnan():
+            tile = tile[~tile.isnan().flatten(1).any(1)]
+            if not len(tile):
+                continue
+            low, high = tile.aminmax()
         if low < 0 or high > 1:
             return math.inf
         if array.shape[1] > 1:
@@ -271,7 +279,7 @@ class Variance(_Heuristic):
         if array.dim() < 3:
             raise ValueError(f"predictions must have shape [N, C, ..., K], got {tuple(array.shape)}")
         parts = [np.empty(array.shape[:-1])[:0]]
-        parts += [tile.double().var(-1, correction=0).cpu().numpy() for tile in _tiles(array)]
+        parts += [tile.double().var(-1, correction=0).cpu().numpy() for tile in _tiles(array, _COPIED)]
         return np.concatenate(parts)
 
 
