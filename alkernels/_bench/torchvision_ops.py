@@ -25,7 +25,7 @@ def declare() -> None:
     folder = found.submodule_search_locations[0]  # type: ignore[index]
     library = importlib.machinery.PathFinder.find_spec("_C", [folder])
     try:
-        torch.ops.load_library(library.origin)  # type: ignore[union-attr, arg-type]
+        torch.ops.load_library(library.origin)  # type: ignore[union-attr]
     except (AttributeError, OSError):
         _declared = torch.library.Library("torchvision", "FRAGMENT")
         for op in _WANTED:

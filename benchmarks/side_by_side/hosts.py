@@ -123,11 +123,16 @@ def _targets(data: Data) -> np.ndarray:
     return data.X[data.labeled]
 
 
+def _stacked(rows: np.ndarray, heads: np.ndarray) -> np.ndarray:
+    """Predictions [N, C, K] as baal's models give them."""
+    return np.stack(list(said(rows, heads).astype(np.float32)), axis=-1)
+
+
 def _baal(heuristic: str, targets: bool = False, batch: bool = False) -> Any:
     def call(side: str, data: Data, k: int) -> Query:
         make = getattr(_module(side, "baal", "baal.active.heuristics"), heuristic)
-        draws = said(data.X, data.heads).transpose(1, 2, 0).astype(np.float32)  # [N, C, K], as a network gives them
-        known = said(_targets(data), data.heads).transpose(1, 2, 0).astype(np.float32) if targets else None
+        draws = _stacked(data.X, data.heads)
+        known = _stacked(_targets(data), data.heads) if targets else None
 
         def query(seed: int) -> np.ndarray:
             _seed_all(seed)
