@@ -27,8 +27,10 @@ except ImportError as error:
 
 # Probabilities may sum to 1 as roughly as this, of half precision; what is further off is taken for logits.
 _SUM_TOLERANCE = 4e-3
-# So many predictions are copied at a time.
-_NUMBERS = 1 << 22
+# Sums closer to 1 are left as they are; the kernels take 1e-3.
+_CLOSE = 1e-4
+# So many predictions are copied at a time, and read at a time: those stay in cache.
+_COPIED, _READ = 1 << 22, 1 << 17
 
 
 class _Heuristic(heuristics.AbstractHeuristic):
@@ -93,15 +95,18 @@ class _OfProbabilities(_Heuristic):
         if array.dim() < 3:
             raise ValueError(f"predictions must have shape [N, C, ..., K], got {tuple(array.shape)}")
         parts = [np.empty((0, *array.shape[2:-1]))]
-        logits = _are_logits(array)
-        for tile in _tiles(array):
-            rows = _rows_of(tile, logits)
-            scores = torch.full((len(rows),), torch.nan, dtype=torch.float64, device=rows.device)
-            sound = rows.isfinite().flatten(1).all(1)
-            if bool(sound.all()):
+        off_one = _off_one(array)
+        if self._one_is_enough and off_one <= _CLOSE:
+            array = _averaged(array)
+        for tile in _tiles(array, _COPIED):
+            rows = _rows_of(tile, off_one)
+            if bool(rows.sum().isfinite()):
                 scores = self._score(rows)
-            elif bool(sound.any()):
-                scores[sound] = self._score(rows[sound])
+            else:
+                scores = torch.full((len(rows),), torch.nan, dtype=torch.float64, device=rows.device)
+                sound = rows.isfinite().flatten(1).all(1)
+                if bool(sound.any()):
+                    scores[sound] = self._score(rows[sound])
             parts.append(scores.reshape(len(tile), *tile.shape[2:-1]).cpu().numpy())
         return np.concatenate(parts)
 
@@ -121,31 +126,45 @@ def _single(predictions: Any) -> torch.Tensor:
     return array
 
 
-def _tiles(array: torch.Tensor) -> Iterator[torch.Tensor]:
+def _tiles(array: torch.Tensor, numbers: int) -> Iterator[torch.Tensor]:
     """Some rows at a time."""
-    return iter(array.split(max(1, _NUMBERS // max(1, math.prod(array.shape[1:])))))
+    return iter(array.split(max(1, numbers // max(1, math.prod(array.shape[1:])))))
 
 
-def _are_logits(array: torch.Tensor) -> bool:
-    """baal's rule, for all rows at once: probabilities are between 0 and 1 and sum to 1 over classes."""
-    for tile in _tiles(array):
-        numbers = tile.double()
-        numbers = numbers[~numbers.isnan().flatten(1).any(1)]
-        if bool(((numbers < 0) | (numbers > 1)).any()):
-            return True
-        if array.shape[1] > 1 and bool(((numbers.sum(1) - 1).abs() > _SUM_TOLERANCE).any()):
-            return True
-    return False
+def _averaged(array: torch.Tensor) -> torch.Tensor:
+    """The mean prediction [N, C, ..., 1], in float64."""
+    return torch.cat([tile.mean(-1, keepdim=True, dtype=torch.float64) for tile in _tiles(array, _READ)])
 
 
-def _rows_of(tile: torch.Tensor, logits: bool) -> torch.Tensor:
+def _off_one(array: torch.Tensor) -> float:
+    """How far sums over classes are off 1; ``inf`` for logits, which baal tells by that, for all rows at once."""
+    furthest = 0.0
+    for tile in _tiles(array, _READ):
+        if not tile.numel():
+            continue
+        low, high = tile.aminmax()
+        if low.isnan():
+            tile = tile[~tile.isnan().flatten(1).any(1)]
+            if not len(tile):
+                continue
+            low, high = tile.aminmax()
+        if low < 0 or high > 1:
+            return math.inf
+        if array.shape[1] > 1:
+            sums = tile.sum(1, dtype=torch.promote_types(tile.dtype, torch.float32))
+            furthest = max(furthest, float((sums - 1).abs().max()))
+    return furthest if furthest <= _SUM_TOLERANCE else math.inf
+
+
+def _rows_of(tile: torch.Tensor, off_one: float) -> torch.Tensor:
     """[n, C, ..., K] as probabilities [n * ..., K, C] that sum to 1, at least float32; one class is of a sigmoid."""
     rows = tile.to(torch.promote_types(tile.dtype, torch.float32)).movedim(1, -1).flatten(0, -3)
     if rows.shape[-1] == 1:
-        p = rows.sigmoid() if logits else rows
+        p = rows.sigmoid() if math.isinf(off_one) else rows
         return torch.cat([1 - p, p], -1)
-    # rows of half precision are off 1 by more than a kernel takes
-    return rows.softmax(-1) if logits else rows / rows.sum(-1, keepdim=True)
+    if math.isinf(off_one):
+        return rows.softmax(-1)
+    return rows if off_one <= _CLOSE else rows / rows.sum(-1, keepdim=True)  # such as of half precision
 
 
 class BALD(_OfProbabilities):
@@ -260,7 +279,7 @@ class Variance(_Heuristic):
         if array.dim() < 3:
             raise ValueError(f"predictions must have shape [N, C, ..., K], got {tuple(array.shape)}")
         parts = [np.empty(array.shape[:-1])[:0]]
-        parts += [tile.double().var(-1, correction=0).cpu().numpy() for tile in _tiles(array)]
+        parts += [tile.double().var(-1, correction=0).cpu().numpy() for tile in _tiles(array, _COPIED)]
         return np.concatenate(parts)
 
 
@@ -283,7 +302,7 @@ class EPIG(heuristics.EPIG, _Heuristic):
         for name, array in (("predictions", pool), ("target_predictions", targets)):
             if array.dim() != 3:
                 raise ValueError(f"{name} must have shape [N, C, K], got {tuple(array.shape)}")
-        rows, known = _rows_of(pool, _are_logits(pool)), _rows_of(targets, _are_logits(targets))
+        rows, known = _rows_of(pool, _off_one(pool)), _rows_of(targets, _off_one(targets))
         scores = torch.full((len(rows),), torch.nan, dtype=torch.float64, device=rows.device)
         sound = rows.isfinite().flatten(1).all(1)
         if bool(sound.any()):
@@ -351,7 +370,7 @@ class BatchBALD(BALD):
         array = _single(predictions)
         if array.dim() != 3:
             raise ValueError(f"predictions must have shape [N, C, K] for BatchBALD, got {tuple(array.shape)}")
-        rows = _rows_of(array, _are_logits(array))
+        rows = _rows_of(array, _off_one(array))
         sound = rows.isfinite().flatten(1).all(1).nonzero().flatten()
         picks = batchbald(
             rows[sound],

@@ -64,6 +64,7 @@ from sklearn.metrics import pairwise_distances, pairwise_distances_argmin_min, p
 from sklearn.metrics.pairwise import euclidean_distances
 from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import normalize
+from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_array, column_or_1d
 
 __all__ = [
@@ -77,6 +78,8 @@ __all__ = [
     "QueryByCommittee",
     "TypiClust",
     "UncertaintySampling",
+    "average_kl_divergence",
+    "batch_bald",
 ]
 
 _DELTAS = np.arange(0.2, 2.2, 0.2)
@@ -591,19 +594,24 @@ class BatchBALD(_GeneralBALD):
     """
 
     def _informed(self, task: _Task, draws: np.ndarray) -> Any:
-        order = _shuffled(len(task.rows), task.seed)
-        probs = Probabilities(RowsOf(draws, order), "mc_probs", 3, False)  # type: ignore[arg-type]
-        most = MAX_CONFIGURATIONS if self.n_MC_samples is None else self.n_MC_samples
-        samples = NUM_SAMPLES if self.n_MC_samples is None else self.n_MC_samples
-        picked = batchbald_op.batchbald(
-            probs, task.batch_size, max_configurations=most, num_samples=samples, generator=task.seed
-        )
-        utilities = None
-        if task.utilities:
-            utilities = np.empty((task.batch_size, len(task.rows)))
-            configurations = Configurations(probs, most, samples, task.seed)
-            utilities[:, order.numpy()] = _joint_information(probs, picked, configurations)
-        return self._answer(task, order.numpy()[picked.indices], utilities)
+        return self._answer(task, *_batch(draws, task.batch_size, self.n_MC_samples, task.seed, task.utilities))
+
+
+def _batch(
+    draws: np.ndarray, batch_size: int, n_MC_samples: int | None, seed: int, with_utilities: bool
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """BatchBALD's picks, ties at random, and their utilities where they are asked for."""
+    order = _shuffled(len(draws), seed)
+    probs = Probabilities(RowsOf(draws, order), "mc_probs", 3, False)  # type: ignore[arg-type]
+    most = MAX_CONFIGURATIONS if n_MC_samples is None else n_MC_samples
+    samples = NUM_SAMPLES if n_MC_samples is None else n_MC_samples
+    picked = batchbald_op.batchbald(probs, batch_size, max_configurations=most, num_samples=samples, generator=seed)
+    utilities = None
+    if with_utilities:
+        utilities = np.empty((batch_size, len(draws)))
+        configurations = Configurations(probs, most, samples, seed)
+        utilities[:, order.numpy()] = _joint_information(probs, picked, configurations)
+    return order.numpy()[picked.indices], utilities
 
 
 def _joint_information(probs: Probabilities, picked: Any, configurations: Configurations) -> np.ndarray:
@@ -618,6 +626,68 @@ def _joint_information(probs: Probabilities, picked: Any, configurations: Config
             utilities[step, begin:end] = configurations.conditional_entropy(tile, wide=True).numpy()
         utilities[step] += so_far - noise
     return utilities
+
+
+def batch_bald(
+    probas: Any, batch_size: int, n_MC_samples: int | None = None, random_state: Any = None, eps: float = 1e-7
+) -> np.ndarray:
+    """The utilities of BatchBALD for predictions that are there already; ``skactiveml.pool.batch_bald``.
+
+    Parameters
+    ----------
+    probas : array-like of shape (n_estimators, n_samples, n_classes)
+        Probabilities. They are left as they are.
+    batch_size : int
+        How many samples are picked; more than there are: all of them.
+    n_MC_samples, eps
+        As of :class:`BatchBALD`.
+    random_state : None or int or np.random.RandomState, default=None
+        Draws configurations, and breaks ties.
+
+    Returns
+    -------
+    ndarray of shape (batch_size, n_samples)
+        Mutual information in nats of the batch so far together with each sample, NaN for samples that are in it: the
+        picks are where the rows are largest (up to ties).
+    """
+    draws = _members_first(probas)
+    check_scalar(batch_size, "batch_size", int, min_val=1)
+    check_scalar(eps, "eps", min_val=0, max_val=0.1, target_type=(float, int), min_inclusive=False)
+    if n_MC_samples is not None:
+        check_scalar(n_MC_samples, "n_MC_samples", int, min_val=1)
+    seed = int(check_random_state(random_state).randint(2**31 - 1))
+    picks, utilities = _batch(draws, min(batch_size, len(draws)), n_MC_samples, seed, True)
+    assert utilities is not None
+    for step, pick in enumerate(picks):
+        utilities[step + 1 :, pick] = np.nan
+    return utilities
+
+
+def average_kl_divergence(probas: Any, eps: float = 1e-7) -> np.ndarray:
+    """The mean KL divergence from members to their mean; ``skactiveml.pool.average_kl_divergence``.
+
+    Parameters
+    ----------
+    probas : array-like of shape (n_estimators, n_samples, n_classes)
+        Probabilities. They are left as they are.
+    eps : float, default=1e-7
+        Checked as in the host, and not needed: ``0 log 0`` is 0 here.
+
+    Returns
+    -------
+    ndarray of shape (n_samples,)
+        In nats.
+    """
+    check_scalar(eps, "eps", min_val=0, max_val=0.1, target_type=(float, int), min_inclusive=False)
+    return np.asarray(committee.kl_consensus(_members_first(probas)))
+
+
+def _members_first(probas: Any) -> np.ndarray:
+    """Predictions as the host has them, [K, N, C], as [N, K, C]."""
+    probas = check_array(probas, ensure_2d=False, allow_nd=True)
+    if probas.ndim != 3:
+        raise ValueError(f"probas must be of shape (n_estimators, n_samples, n_classes), got {probas.shape}")
+    return _floats(probas).swapaxes(0, 1)
 
 
 class GreedyBALD(_GeneralBALD):

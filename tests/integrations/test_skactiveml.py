@@ -33,6 +33,7 @@ MEMBERS = [ParzenWindowClassifier(classes=[0, 1, 2], metric_dict={"gamma": g}) f
 WITH_CLF = {"Badge", "UncertaintySampling", "ContrastiveAL"}
 WITH_ENSEMBLE = {"BatchBALD", "GreedyBALD", "QueryByCommittee"}
 CLUSTERED = {"TypiClust", "ProbCover"}
+STRATEGIES = [name for name in ours.__all__ if inspect.isclass(getattr(ours, name))]
 
 
 class Says(SkactivemlClassifier):
@@ -70,7 +71,7 @@ def both(name, candidates=None, batch_size=4, **options):
     return [getattr(module, name)(random_state=0, **options).query(X, Y, **given) for module in (ours, theirs)]
 
 
-@pytest.mark.parametrize("name", ours.__all__)
+@pytest.mark.parametrize("name", STRATEGIES)
 def test_names_and_parameters_are_theirs(name):
     mine, host = getattr(ours, name), getattr(theirs, name)
     assert issubclass(mine, SingleAnnotatorPoolQueryStrategy)
@@ -366,6 +367,41 @@ def test_batchbald_is_exact_by_default():
 
 
 @pytest.mark.filterwarnings("ignore:Number of distinct clusters")
+def _said(members=4, samples=12, classes=3):
+    said = np.random.RandomState(3).dirichlet(np.ones(classes), (members, samples))
+    said.flags.writeable = False  # the host's functions clip in place
+    return said
+
+
+@pytest.mark.parametrize("configurations", [27, None])
+def test_utilities_of_predictions_are_theirs(configurations):
+    said = _said()
+    mine = ours.batch_bald(said, 3, n_MC_samples=configurations, random_state=0)
+    host = theirs.batch_bald(said.copy(), 3, n_MC_samples=27)
+    np.testing.assert_allclose(mine, host, atol=1e-5)
+    assert np.isnan(mine).sum() == 1 + 2
+    assert ours.batch_bald(said[:, :5], 9).shape == (5, 5)
+
+
+def test_mean_divergences_of_predictions_are_theirs():
+    said = _said()
+    np.testing.assert_allclose(ours.average_kl_divergence(said), theirs.average_kl_divergence(said.copy()), atol=1e-9)
+    ruled_out = np.array([[[1.0, 0.0]], [[0.0, 1.0]]])
+    np.testing.assert_allclose(ours.average_kl_divergence(ruled_out), np.log(2))
+
+
+@pytest.mark.parametrize(
+    "function", [ours.average_kl_divergence, lambda probas, **kw: ours.batch_bald(probas, 2, **kw)]
+)
+def test_errors_about_predictions_are_named(function):
+    with pytest.raises(
+        ValueError, match=r"probas must be of shape \(n_estimators, n_samples, n_classes\), got \(12, 3\)"
+    ):
+        function(_said()[0])
+    with pytest.raises(ValueError, match="eps"):
+        function(_said(), eps=0)
+
+
 def test_typiclust_picks_nothing_twice():
     x, y = np.repeat([[0.0], [5.0]], 6, 0), np.full(12, np.nan)
     twice = 0
@@ -392,7 +428,7 @@ def test_typiclust_passes_over_clusters_without_candidates():
 # ---- the contract ----
 
 
-@pytest.mark.parametrize("name", ours.__all__)
+@pytest.mark.parametrize("name", STRATEGIES)
 def test_nothing_that_comes_in_changes(name):
     x, y, before = X.copy(), Y.copy(), np.random.get_state()[1].copy()
     x.flags.writeable = y.flags.writeable = False
@@ -400,7 +436,7 @@ def test_nothing_that_comes_in_changes(name):
     np.testing.assert_array_equal(before, np.random.get_state()[1])
 
 
-@pytest.mark.parametrize("name", ours.__all__)
+@pytest.mark.parametrize("name", STRATEGIES)
 def test_random_state(name):
     """A number gives one answer; nothing given draws from NumPy's global state."""
     make = getattr(ours, name)
@@ -421,7 +457,7 @@ def test_random_state(name):
     assert not np.array_equal(a, b)
 
 
-@pytest.mark.parametrize("name", ours.__all__)
+@pytest.mark.parametrize("name", STRATEGIES)
 def test_nothing_left_is_an_empty_batch(name):
     with pytest.warns(UserWarning, match="'batch_size=0' was set"):
         indices, utilities = getattr(ours, name)(random_state=0).query(
