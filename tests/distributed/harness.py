@@ -1,0 +1,136 @@
+"""Real processes for the tests of ranks: forked off one that has torch loaded, each with its end of a pipe."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+import alkernels as alk
+
+SECONDS = 60  # no test may take longer: its processes are killed then
+
+
+def context():
+    """Processes start in milliseconds: their parent has imported torch, and done nothing else."""
+    found = multiprocessing.get_context("forkserver")
+    found.set_forkserver_preload(["torch", "alkernels", "torch.distributed", __name__])
+    return found
+
+
+class Processes:
+    """Some ranks of gloo on this machine.
+
+    Parameters
+    ----------
+    size : int
+    folder : Path
+        Where they meet.
+    timeout : float
+        The process group's, in seconds.
+    method : {"file", "tcp"}
+        What they meet at: with ``tcp``, rank 0 has the store.
+    """
+
+    def __init__(self, size, folder, timeout=SECONDS, method="file"):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.size = size
+        if method == "tcp":
+            with __import__("socket").socket() as free:
+                free.bind(("127.0.0.1", 0))
+                address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+        else:
+            address = f"file://{folder / 'store'}"
+        self.pipes, self.processes = [], []
+        for rank in range(size):
+            ours, theirs = context().Pipe()
+            process = context().Process(target=_serve, args=(theirs, rank, size, address, timeout), daemon=True)
+            process.start()
+            theirs.close()
+            self.pipes.append(ours)
+            self.processes.append(process)
+
+    def start(self, function, *args, size=None, each=None):
+        """Lets the first `size` ranks call ``function(rank, group, *args, *each[rank])``."""
+        for rank in range(size or self.size):
+            self.pipes[rank].send((function, size or self.size, (*args, *(each[rank] if each is not None else ()))))
+
+    def results(self, ranks=None, size=None):
+        """What came back, for each rank: ``("returned", value)``, ``("raised", type, text)`` or ``("died",)``."""
+        ranks = range(size or self.size) if ranks is None else ranks
+        until, out = time.monotonic() + SECONDS, {}
+        for rank in ranks:
+            if not self.pipes[rank].poll(max(0.0, until - time.monotonic())):
+                self.end()
+                raise AssertionError(f"rank {rank} hangs")
+            try:
+                out[rank] = self.pipes[rank].recv()
+            except (EOFError, ConnectionResetError):
+                out[rank] = ("died",)
+        return out
+
+    def run(self, function, *args, size=None, each=None):
+        """The same for a call that returns on every rank: the values, in the order of ranks."""
+        self.start(function, *args, size=size, each=each)
+        out = self.results(size=size)
+        for rank, result in out.items():
+            assert result[0] == "returned", f"rank {rank}: {result}"
+        return [result[1] for result in out.values()]
+
+    def errors(self, function, *args, size=None, each=None):
+        """The same for a call that raises on every rank: types and texts, in the order of ranks."""
+        self.start(function, *args, size=size, each=each)
+        out = self.results(size=size)
+        assert all(result[0] == "raised" for result in out.values()), out
+        return [(result[1], result[2]) for result in out.values()]
+
+    def end(self):
+        for process in self.processes:
+            if process.is_alive():
+                os.kill(process.pid, signal.SIGKILL)
+            process.join()
+        for pipe in self.pipes:
+            pipe.close()
+
+
+def _serve(pipe, rank, size, address, timeout):
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=address, rank=rank, world_size=size, timeout=timedelta(seconds=timeout)
+    )
+    groups = {some: dist.new_group(list(range(some))) for some in range(1, size)}
+    while True:
+        try:
+            function, some, args = pipe.recv()
+        except EOFError:
+            return
+        try:
+            # the world's group is the default
+            pipe.send(("returned", function(rank, groups.get(some), *args)))
+        except BaseException as error:
+            pipe.send(("raised", type(error).__name__, str(error)))
+
+
+def shards(x, cuts):
+    """Rows in as many pieces as there are cuts and one more; a pair likewise."""
+    if isinstance(x, tuple):
+        return list(zip(*(shards(factor, cuts) for factor in x), strict=True))
+    bounds = [0, *cuts, len(x)]
+    return [x[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+
+
+def call(rank, group, name, shard, *args, **options):
+    """One of the functions, by its name; plain tuples of tensors come back."""
+    return tuple(getattr(alk.distributed, name)(shard, *args, group=group, **options))
+
+
+def counted(rank, group, name, options, shard, *args):
+    """The same with the messages that it sent."""
+    with alk.distributed.traffic() as sent:
+        out = tuple(getattr(alk.distributed, name)(shard, *args, group=group, **options))
+    return out, [tuple(message) for message in sent.messages]
