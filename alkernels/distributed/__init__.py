@@ -5,7 +5,19 @@ all lower ranks.
 """
 
 from alkernels.distributed._ranks import Message, Traffic, traffic
+from alkernels.distributed.batchbald import batchbald
+from alkernels.distributed.greedy_coverage import greedy_coverage
 from alkernels.distributed.k_center_greedy import k_center_greedy
 from alkernels.distributed.kmeans_plusplus import kmeans_plusplus
+from alkernels.distributed.knn import knn
 
-__all__ = ["Message", "Traffic", "k_center_greedy", "kmeans_plusplus", "traffic"]
+__all__ = [
+    "Message",
+    "Traffic",
+    "batchbald",
+    "greedy_coverage",
+    "k_center_greedy",
+    "kmeans_plusplus",
+    "knn",
+    "traffic",
+]

@@ -290,5 +290,10 @@ def larger_first(got: Gathered, most: int) -> tuple[torch.Tensor, tuple[torch.Te
     return values[:some], (order[:some] // width, order[:some] % width)
 
 
+def first_largest(values: torch.Tensor) -> int:
+    """Where the largest value is, the first of equal ones."""
+    return int((values == values.max()).nonzero()[0])
+
+
 def no_rows(pool: Pool) -> torch.Tensor:
     return torch.empty(0, dtype=torch.int64, device=pool.device)

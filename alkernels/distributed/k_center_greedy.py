@@ -177,4 +177,3 @@ def select(
     return finished(picks, squared, state)
 
 
-__all__ = ["k_center_greedy"]

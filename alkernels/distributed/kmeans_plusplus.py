@@ -194,4 +194,3 @@ def _rest(ranks: Ranks, state: ShardDistances, left: torch.Tensor, wanted: int) 
     return ranks.exchange("rest", [(torch.int64, (int(shares.max()),))], unpicked).joined()
 
 
-__all__ = ["kmeans_plusplus"]
