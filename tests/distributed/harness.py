@@ -129,8 +129,78 @@ def call(rank, group, name, shard, *args, **options):
     return tuple(getattr(alk.distributed, name)(shard, *args, group=group, **options))
 
 
+def with_options(rank, group, args, options):
+    """The same with options that differ from rank to rank."""
+    return call(rank, group, *args, **options)
+
+
 def counted(rank, group, name, options, shard, *args):
     """The same with the messages that it sent."""
     with alk.distributed.traffic() as sent:
         out = tuple(getattr(alk.distributed, name)(shard, *args, group=group, **options))
     return out, [tuple(message) for message in sent.messages]
+
+
+def disturbed(rank, group, who, what, turn, how, name, shard, args, options):
+    """The same where something happens to rank `who` in the work before message number `turn` of a kind."""
+    _ranks = alk.distributed._ranks
+    exchange, seen = _ranks.Ranks.exchange, [0]
+
+    def happen():
+        if how == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif how == "stop":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        elif how == "sleep":
+            time.sleep(15)
+        elif how == "interrupt":
+            raise KeyboardInterrupt
+        raise how
+
+    def watched(self, kind, fields, work):
+        seen[0] += kind == what
+
+        def worse():
+            if rank == who and kind == what and seen[0] == turn:
+                happen()
+            return work()
+
+        return exchange(self, kind, fields, worse)
+
+    _ranks.Ranks.exchange = watched
+    try:
+        return call(rank, group, name, shard, *args, **options)
+    finally:
+        _ranks.Ranks.exchange = exchange
+
+
+def torn(rank, group, who, name, shard, args, options):
+    """The same where rank `who` raises between two collectives."""
+    _ranks = alk.distributed._ranks
+    witness = _ranks.Ranks.witness
+
+    def broken(self, picks):
+        if rank == who:
+            raise MemoryError("no memory between collectives")
+        witness(self, picks)
+
+    _ranks.Ranks.witness = broken
+    try:
+        return call(rank, group, name, shard, *args, **options)
+    finally:
+        _ranks.Ranks.witness = witness
+
+
+def straying(rank, group, who, name, shard, args, options):
+    """The same where rank `who` has other picks than the others."""
+    _ranks = alk.distributed._ranks
+    witness = _ranks.Ranks.witness
+
+    def other(self, picks):
+        witness(self, picks + (rank == who))
+
+    _ranks.Ranks.witness = other
+    try:
+        return call(rank, group, name, shard, *args, **options)
+    finally:
+        _ranks.Ranks.witness = witness
