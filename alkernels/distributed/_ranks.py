@@ -70,7 +70,7 @@ class Traffic:
         return max((message.bytes for message in self.messages), default=0)
 
     def count(self, what: str) -> int:
-        """How many of one kind there were: ``"block"``, of k-center greedy and k-means++, is one pass over the shard."""
+        """How many of one kind there were: a ``"block"`` of k-center greedy or k-means++ is one pass over the shard."""
         return sum(message.what == what for message in self.messages)
 
 
@@ -202,9 +202,7 @@ class Ranks:
         """Takes picks into the digest that the next message carries: ranks whose picks differ are an error."""
         self._hash.update(np.ascontiguousarray(picks.cpu().numpy()).tobytes())
 
-    def exchange(
-        self, what: str, fields: Sequence[Field], work: Callable[[], Sequence[torch.Tensor]]
-    ) -> Gathered:
+    def exchange(self, what: str, fields: Sequence[Field], work: Callable[[], Sequence[torch.Tensor]]) -> Gathered:
         """One collective: every rank's fields to every rank, after some work of its own.
 
         Parameters

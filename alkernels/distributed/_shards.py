@@ -279,7 +279,7 @@ def check_selection(
 
 
 def larger_first(got: Gathered, most: int) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
-    """The largest of all ranks' first fields, larger first, then those of lower rows; and whose, and which, they are."""
+    """The largest of all ranks' first fields, larger first, then those of lower rows; whose and which they are."""
     values = got.fields[0].clone()
     for part, count in zip(values, got.counts, strict=True):
         part[count:] = -torch.inf

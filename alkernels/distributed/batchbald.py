@@ -121,14 +121,13 @@ def select(
     gains: list[float] = []
 
     def walk() -> tuple[()]:
-        nonlocal alone, gain, greedy
         check_total(ranks, "local_shard", batch_size, "batch_size")
-        alone, gain, greedy = lazily(probs, configurations)
+        walked.append(lazily(probs, configurations))
         return ()
 
-    alone = gain = greedy = None
+    walked: list[Any] = []
     ranks.exchange("walk", [], walk)
-    assert alone is not None and gain is not None and greedy is not None
+    alone, gain, greedy = walked[0]
     if ranks.rank == 0 and probs.shape[1] == 1 and batch_size:
         warn_user(f"{probs.name} holds one draw, which cannot disagree: every score is 0")
     draws, classes = (int(s) for s in probs.shape[1:])
@@ -157,9 +156,7 @@ def select(
             probs.gather(torch.tensor([shown], device=device), torch.float64),
         )
 
-    with tqdm(
-        total=batch_size, desc="BatchBALD", unit="pick", disable=not (progress and ranks.rank == 0)
-    ) as bar:
+    with tqdm(total=batch_size, desc="BatchBALD", unit="pick", disable=not (progress and ranks.rank == 0)) as bar:
         for step in range(batch_size):
             got = ranks.exchange("pick", fields, offer)
             some = [rank for rank, count in enumerate(got.counts) if count]
@@ -187,5 +184,3 @@ def select(
         torch.tensor(picks, dtype=torch.int64, device=device),
         torch.tensor(gains, dtype=torch.float64, device=device),
     )
-
-

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -161,7 +160,8 @@ class ShardCoverage(Coverage):
         self.ranks, self.k = ranks, k
         self.may = int((found["bounds"] > 0).sum())
         self.pending: torch.Tensor | None = None
-        super().__init__(found["pool"], *found["kernel"], found["weights"], found["covered"], found["labeled"])
+        similarity, bandwidth = found["kernel"]
+        super().__init__(found["pool"], similarity, bandwidth, found["weights"], found["covered"], found["labeled"])
 
     def follow(self) -> None:
         """Covers the shard by the pick that waits."""
@@ -192,9 +192,9 @@ class ShardCoverage(Coverage):
         assert found is not None
         return found
 
-    def largest_square(self) -> float:
+    def largest_square(self, shift: torch.Tensor) -> float:
         def here() -> tuple[torch.Tensor]:
-            found = super(ShardCoverage, self).largest_square()
+            found = super(ShardCoverage, self).largest_square(shift)
             return (torch.tensor([found], dtype=torch.float64, device=self.pool.device),)
 
         return float(self.ranks.exchange("squares", [(torch.float64, (1,))], here).joined().max())
@@ -323,5 +323,3 @@ class SharedLazyGreedy:
         for part in got.fields[0][1:]:
             total = total + part
         return total
-
-

@@ -120,7 +120,7 @@ def k_center_greedy(
 def select(
     ranks: Ranks, state: ShardDistances, k: int, labeled: Pool | None, start: int | None, seed: int, *, progress: bool
 ) -> Run:
-    """The blocked rule: the m farthest rows of all shards play it out among themselves on each rank, the shards follow."""
+    """The blocked rule: on each rank the m farthest rows of all shards play it out, and its shard follows."""
     pool = state.pool
     picks, squared = first_centers(ranks, state, k, labeled, start, torch.Generator().manual_seed(seed))
     made, block = len(picks), 16
@@ -175,5 +175,3 @@ def select(
             state.expect(max(outside, float(scores[block - 1]) / 4))
             bar.update(block)
     return finished(picks, squared, state)
-
-

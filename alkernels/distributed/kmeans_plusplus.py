@@ -192,5 +192,3 @@ def _rest(ranks: Ranks, state: ShardDistances, left: torch.Tensor, wanted: int) 
         return ((state.d2 >= 0).nonzero().flatten()[: int(shares[ranks.rank])] + ranks.offset,)
 
     return ranks.exchange("rest", [(torch.int64, (int(shares.max()),))], unpicked).joined()
-
-

@@ -93,9 +93,7 @@ def knn(
             left = found["queries"] = check_shard(queries, "queries", device, pairs=False)
             right = found["points"] = check_shard(points, "points", device, pairs=False)
             if left.widths != right.widths:
-                raise ValueError(
-                    f"points must be as wide as queries, got width {right.widths[0]} and {left.widths[0]}"
-                )
+                raise ValueError(f"points must be as wide as queries, got width {right.widths[0]} and {left.widths[0]}")
             if left.device != right.device:
                 raise ValueError(f"points must be on the device of queries ({left.device}), got {right.device}")
             check_metric(metric, left)
@@ -133,13 +131,13 @@ def _nearest(
     shift = shared_middle(ranks, right) if metric == "euclidean" else None
     d, memory = left.widths[0], bytes_a_call(device, _BYTES_A_TILE)
     share = min(max(ranks.counts), max(1, memory // (16 * max(d, 16) + 24) // ranks.size))
-    got: Gathered | None = None
-    step = 0
+    arrived: list[tuple[int, Gathered]] = []
 
-    def search() -> None:
+    def search() -> tuple[()]:
         """Merges the tiles that came last into the lists of this rank's queries."""
-        if got is None:
-            return
+        if not arrived:
+            return ()
+        begun, got = arrived.pop()
         for rank, count in enumerate(got.counts):
             block = got.fields[0][rank, :count]
             some = max(64, int(operations_a_call(device) / (2.0 * d * max(1, count))))
@@ -151,25 +149,22 @@ def _nearest(
                     block,
                     shift,
                     METRICS[metric],
-                    ranks.starts[rank] + (step - 1) * share,
+                    ranks.starts[rank] + begun,
                     wide,
                     squared[begin:end],
                     indices[begin:end],
                 )
+        return ()
 
-    steps = -(-max(ranks.counts) // share)
-    with tqdm(total=steps, desc="knn", unit="tile", disable=not (progress and ranks.rank == 0)) as bar:
-        while step < steps:
+    most = max(ranks.counts)
+    with tqdm(total=most, desc="knn", unit="row", disable=not (progress and ranks.rank == 0)) as bar:
+        for begin in range(0, most, share):
 
-            def offer() -> tuple[torch.Tensor, ...]:
+            def offer(begin: int = begin) -> tuple[torch.Tensor, ...]:
                 search()
-                begin = min(step * share, right.count)
-                return right.tile(begin, min(begin + share, right.count))
+                return right.tile(min(begin, right.count), min(begin + share, right.count))
 
-            got = ranks.exchange("points", row_fields(right, share), offer)
-            step += 1
-            bar.update()
-    ranks.exchange("lists", [], lambda: search() or ())
+            arrived.append((begin, ranks.exchange("points", row_fields(right, share), offer)))
+            bar.update(min(share, most - begin))
+    ranks.exchange("lists", [], search)
     return squared, indices
-
-

@@ -193,7 +193,7 @@ class Coverage:
         if similarity != KERNELS["cosine"]:
             self.shift = self.middle()
             share = 2 * rounding_share(pool.widths[0], torch.float64)
-            self.refine = share * self.largest_square() > _DOUBT * bandwidth**2
+            self.refine = share * self.largest_square(self.shift) > _DOUBT * bandwidth**2
         # Tiles do not depend on what is asked of them: a gain is the same bits beside any other candidates.
         self.tile = max(1, _BYTES_A_TILE // (8 * pool.widths[0]) if pool.mapped else pool.count)
         width, at_once = pool.widths[0], operations_a_call(pool.device) / (2.0 * pool.widths[0] * self.tile)
@@ -210,13 +210,13 @@ class Coverage:
         """What rows are shifted by."""
         return middle(self.pool)
 
-    def largest_square(self) -> float:
+    def largest_square(self, shift: torch.Tensor) -> float:
         """The largest squared distance from the shift."""
         largest = 0.0
         for rows in [self.pool] if self.labeled is None else [self.pool, self.labeled]:
             size = max(1, bytes_a_call(rows.device, _BYTES_A_TILE >> 2) // (8 * rows.widths[0]))
             for _, _, (tile,) in rows.tiles(size):
-                largest = max(largest, float((tile.double() - self.shift).square_().sum(1).max()))
+                largest = max(largest, float((tile.double() - shift).square_().sum(1).max()))
         return largest
 
     def add_labeled(self) -> None:

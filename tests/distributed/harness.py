@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import signal
+import socket
+import sys
 import time
 from datetime import timedelta
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -41,7 +45,7 @@ class Processes:
         folder.mkdir(parents=True, exist_ok=True)
         self.size = size
         if method == "tcp":
-            with __import__("socket").socket() as free:
+            with socket.socket() as free:
                 free.bind(("127.0.0.1", 0))
                 address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
         else:
@@ -100,9 +104,7 @@ class Processes:
 
 def _serve(pipe, rank, size, address, timeout):
     torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=address, rank=rank, world_size=size, timeout=timedelta(seconds=timeout)
-    )
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=size, timeout=timedelta(seconds=timeout))
     groups = {some: dist.new_group(list(range(some))) for some in range(1, size)}
     while True:
         try:
@@ -121,7 +123,7 @@ def shards(x, cuts):
     if isinstance(x, tuple):
         return list(zip(*(shards(factor, cuts) for factor in x), strict=True))
     bounds = [0, *cuts, len(x)]
-    return [x[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+    return [x[a:b] for a, b in itertools.pairwise(bounds)]
 
 
 def call(rank, group, name, shard, *args, **options):
@@ -204,3 +206,44 @@ def straying(rank, group, who, name, shard, args, options):
         return call(rank, group, name, shard, *args, **options)
     finally:
         _ranks.Ranks.witness = witness
+
+
+def with_generator(rank, group, seed, name, shard, k):
+    """The picks by a generator, and what it draws next."""
+    generator = torch.Generator().manual_seed(seed)
+    picks = call(rank, group, name, shard, k, generator=generator)
+    return picks[0], int(torch.randint(2**40, (), generator=generator))
+
+
+def unseeded(rank, group, name, shard, k):
+    """The picks by torch's global generators, which differ from rank to rank."""
+    torch.manual_seed(100 + rank)
+    before = torch.get_rng_state()
+    picks = call(rank, group, name, shard, k)
+    assert not torch.equal(before, torch.get_rng_state())
+    return picks[0]
+
+
+def from_file(rank, group, name, path, k, options):
+    """A shard that is a part of a memory-mapped file."""
+    pool = np.load(path, mmap_mode="r")
+    shard = np.array_split(pool, dist.get_world_size(group))[rank]
+    return call(rank, group, name, shard, k, **options)
+
+
+def in_small_tiles(rank, group, options, *args):
+    """Neighbours whose points travel a hundred at a time."""
+    knn = sys.modules["alkernels.distributed.knn"]
+    whole = knn._BYTES_A_TILE
+    knn._BYTES_A_TILE = 300 * (16 * 40 + 24)
+    try:
+        return counted(rank, group, "knn", options, *args)
+    finally:
+        knn._BYTES_A_TILE = whole
+
+
+def totals(rank, group, name, shard, k):
+    """What :func:`alkernels.distributed.traffic` sums up."""
+    with alk.distributed.traffic() as sent:
+        call(rank, group, name, shard, k, start=0)
+    return sent.bytes, sent.largest, sent.count("block"), sent.collectives
