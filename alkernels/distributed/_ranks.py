@@ -360,7 +360,10 @@ class _Watch:
             self._thread.start()
 
     def stop(self) -> None:
-        self._over.set()  # nobody waits for it: a store without its server may not answer
+        # A thread must not come back from torch to an interpreter that is gone; a store without its server may keep it.
+        self._over.set()
+        if self._thread.is_alive():
+            self._thread.join(_ROLL_CALL_SECONDS)
 
     def tell(self, note: dict[str, Any] | None) -> None:
         """Leaves word that this rank gives up, with the reason if it is the reason."""
