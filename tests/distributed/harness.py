@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import itertools
 import multiprocessing
 import os
@@ -16,6 +18,7 @@ import torch
 import torch.distributed as dist
 
 import alkernels as alk
+from alkernels import cli
 
 SECONDS = 60  # no test may take longer: its processes are killed then
 
@@ -25,6 +28,12 @@ def context():
     found = multiprocessing.get_context("forkserver")
     found.set_forkserver_preload(["torch", "alkernels", "torch.distributed", __name__])
     return found
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 class Processes:
@@ -45,9 +54,7 @@ class Processes:
         folder.mkdir(parents=True, exist_ok=True)
         self.size = size
         if method == "tcp":
-            with socket.socket() as free:
-                free.bind(("127.0.0.1", 0))
-                address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+            address = f"tcp://127.0.0.1:{free_port()}"
         else:
             address = f"file://{folder / 'store'}"
         self.pipes, self.processes = [], []
@@ -247,3 +254,41 @@ def totals(rank, group, name, shard, k):
     with alk.distributed.traffic() as sent:
         call(rank, group, name, shard, k, start=0)
     return sent.bytes, sent.largest, sent.count("block"), sent.collectives
+
+
+class Commands(Processes):
+    """Processes as torchrun starts them, which run the command line: no process group is theirs before."""
+
+    def __init__(self, size):
+        self.size = size
+        self.pipes, self.processes = [], []
+        for rank in range(size):
+            ours, theirs = context().Pipe()
+            process = context().Process(target=_command, args=(theirs, rank, size), daemon=True)
+            process.start()
+            theirs.close()
+            self.pipes.append(ours)
+            self.processes.append(process)
+
+    def call(self, folder, *argv):
+        """What the command line of each rank ends with: status, output, errors."""
+        port = free_port()  # the store of the call before may still be at its own
+        for pipe in self.pipes:
+            pipe.send((port, str(folder), [str(a) for a in argv]))
+        return [out for _, out in sorted(self.results().items())]
+
+
+def _command(pipe, rank, size):
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank)}
+    while True:
+        try:
+            port, folder, argv = pipe.recv()
+        except EOFError:
+            return
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        os.chdir(folder)
+        said, wrong = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(wrong):
+            status = cli.main(argv)
+        pipe.send((status, said.getvalue(), wrong.getvalue()))
