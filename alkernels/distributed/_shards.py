@@ -165,8 +165,8 @@ class ShardDistances(RunningDistances):
             self.settle(*read(*self.next_level(self.d2.new_full((1,), self.ahead))))
 
     def followed(self, run: Run) -> Run:
-        """The run, with distances that all picks have lowered, where they are kept track of."""
-        if self.nearest is not None:
+        """The run, with distances that all picks have lowered where they are kept track of; all rows were looked at."""
+        if self.nearest is not None or self.passes == 0:
             self.follow()
         return run
 

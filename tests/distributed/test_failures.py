@@ -160,6 +160,14 @@ def test_bad_input_of_one_rank_is_an_error_on_all(name, what, ranks):
     assert errors == [(kind, f"rank 2: {text}")] * 3
 
 
+@pytest.mark.parametrize("k", [0, 1])
+@pytest.mark.parametrize("name", ["k_center_greedy", "kmeans_plusplus"])
+def test_rows_that_nobody_needs_are_looked_at_all_the_same(name, k, ranks):
+    each = calls(name, k=k, start=0, generator=0, change={"shard": spoiled(3, 2, torch.nan)}, at=2)
+    text = "rank 2: local_shard must be finite, got nan in row 3, column 2"
+    assert ranks.errors(harness.with_options, each=each) == [("ValueError", text)] * 3
+
+
 def test_bad_input_of_all_ranks_is_said_once(ranks):
     errors = ranks.errors(harness.with_options, each=calls("k_center_greedy", k=601, start=0))
     assert errors == [("ValueError", "every rank: k must be between 0 and 600 (rows of all shards), got 601")] * 3
