@@ -16,6 +16,7 @@ from alkernels.distributed._shards import (
     check_total,
     digest,
     facts_of,
+    first_largest,
     larger_first,
     no_rows,
     row_fields,
@@ -258,8 +259,9 @@ class SharedLazyGreedy:
         def may_win(values: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
             return (values > gain) | ((values == gain) & (rows < pick))  # one as high as the best: by a lower index
 
+        measured = False  # whether the highest is one of this step, as far as is known: then only few are wanted
         while True:
-            share = -(-max(block, some) // ranks.size)
+            share = -(-(some if measured else block) // ranks.size)
             got = self._offers(ceiling, estimated, share)
             values, (rank, place) = larger_first(got, ranks.size * (share + 1))
             rows, stale = got.fields[1][rank, place], got.fields[2][rank, place] == 0
@@ -293,6 +295,8 @@ class SharedLazyGreedy:
                     gain, pick, point = top, index, features[rows[there] == index]
                 if not bool(may_win(values[~there], rows[~there]).any()):
                     return pick, gain, point  # without another question
+            values = values.index_put((there,), found.new_tensor(-torch.inf) if exact else found)
+            measured = not bool((stale & ~there)[first_largest(values)])
 
     def exclude(self, row: int) -> None:
         """Makes a global row one that may not be picked (any more)."""

@@ -48,9 +48,10 @@ class Processes:
         The process group's, in seconds.
     method : {"file", "tcp"}
         What they meet at: with ``tcp``, rank 0 has the store.
+    backend : {"gloo", "nccl"}
     """
 
-    def __init__(self, size, folder, timeout=SECONDS, method="file"):
+    def __init__(self, size, folder, timeout=SECONDS, method="file", backend="gloo"):
         folder.mkdir(parents=True, exist_ok=True)
         self.size = size
         if method == "tcp":
@@ -60,7 +61,9 @@ class Processes:
         self.pipes, self.processes = [], []
         for rank in range(size):
             ours, theirs = context().Pipe()
-            process = context().Process(target=_serve, args=(theirs, rank, size, address, timeout), daemon=True)
+            process = context().Process(
+                target=_serve, args=(theirs, rank, size, address, timeout, backend), daemon=True
+            )
             process.start()
             theirs.close()
             self.pipes.append(ours)
@@ -109,9 +112,10 @@ class Processes:
             pipe.close()
 
 
-def _serve(pipe, rank, size, address, timeout):
+def _serve(pipe, rank, size, address, timeout, backend):
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=size, timeout=timedelta(seconds=timeout))
+    meeting = {"init_method": address, "rank": rank, "world_size": size, "timeout": timedelta(seconds=timeout)}
+    dist.init_process_group(backend, **meeting)
     groups = {some: dist.new_group(list(range(some))) for some in range(1, size)}
     while True:
         try:
@@ -141,6 +145,14 @@ def call(rank, group, name, shard, *args, **options):
 def with_options(rank, group, args, options):
     """The same with options that differ from rank to rank."""
     return call(rank, group, *args, **options)
+
+
+def on_device(rank, group, device, name, shard, args, options):
+    """The same on a device; what comes back is in host memory."""
+    moved = tuple(f.to(device) for f in shard) if isinstance(shard, tuple) else shard.to(device)
+    out = call(rank, group, name, moved, *(a.to(device) if isinstance(a, torch.Tensor) else a for a in args), **options)
+    assert all(value.device.type == device for value in out)
+    return tuple(value.cpu() for value in out)
 
 
 def counted(rank, group, name, options, shard, *args):

@@ -316,6 +316,35 @@ def test_points_travel_in_tiles(rng, ranks):
         assert len(sent) == 19 and max(sent) == 100 * 40 * 4 + 32
 
 
+# ---- devices ----
+
+
+def test_one_rank_on_each_device(device, tmp_path, rng):
+    """NCCL where there is a GPU: messages then never leave it."""
+    x, draws = integers(rng, 900, 7), draws_of(rng, 80)
+    pair = (integers(rng, 300, 3, high=3), integers(rng, 300, 5, high=3))
+    cases = [
+        ("k_center_greedy", x, (200,), {"start": 3, "return_distances": True}),
+        ("k_center_greedy", pair, (90,), {"generator": 0, "return_distances": True}),
+        ("kmeans_plusplus", x, (200,), {"generator": 3, "return_distances": True}),
+        ("greedy_coverage", x, (9,), {"kernel": "tophat", "bandwidth": 7.0, "return_covered": True}),
+        ("batchbald", draws, (5,), {"generator": 0}),
+        ("knn", x[:70], (x, 6), {}),
+    ]
+    processes = harness.Processes(1, tmp_path, backend="nccl" if device == "cuda" else "gloo")
+    try:
+        for name, shard, args, options in cases:
+            (ours,) = processes.run(harness.on_device, device, name, shard, args, options)
+            one = getattr(alk, name)(shard, *args, **options)
+            if name == "batchbald":
+                assert torch.equal(ours[0], one.indices)
+                torch.testing.assert_close(ours[1], one.scores, rtol=1e-9, atol=1e-12)
+            else:
+                assert_same(ours, one)
+    finally:
+        processes.end()
+
+
 # ---- messages ----
 
 
