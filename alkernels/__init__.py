@@ -1,6 +1,6 @@
 """Exact data-selection kernels for PyTorch: the picks of the classic greedy rules in a few passes over the pool."""
 
-from alkernels import models, reference, strategies
+from alkernels import distributed, models, reference, strategies
 from alkernels._files import open_array
 from alkernels._inputs import CoverageSelection, CoverSelection, Neighbors, Selection, TopK
 from alkernels._load import build_info, has_cuda_kernels
@@ -32,6 +32,7 @@ __all__ = [
     "build_info",
     "collect",
     "count_reads",
+    "distributed",
     "epig",
     "greedy_coverage",
     "has_cuda_kernels",

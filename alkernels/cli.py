@@ -114,6 +114,11 @@ def _parser() -> argparse.ArgumentParser:
     select.add_argument(
         "--seed", type=_integer(0), metavar="S", help="decides all draws (default: a fresh one, which is printed)"
     )
+    select.add_argument(
+        "--distributed",
+        action="store_true",
+        help="under torchrun: each process works on its part of the pool, the first one writes and reports",
+    )
     select.add_argument("--device", metavar="D", help="a GPU to work with, such as cuda (default: the CPU)")
     select.add_argument(
         "--memory-limit",
@@ -329,35 +334,46 @@ def _select(args: argparse.Namespace) -> None:
     if seed is None:
         seed = torch.seed() % 2**32
     arrays: dict[str, Any] = {}
+    if args.distributed:
+        from alkernels.distributed import _command
+
+        refused = ("of", "candidates", "prefilter", "keep", "tie_break", "memory_limit", "checkpoint")
+        _command.check(args.strategy, files, options, {_flag(name): getattr(args, name) for name in refused})
     for name, some in files.items():
         read_some = [read_array(f, _flag(name)) for f in some]
         arrays[name] = read_some[0] if len(some) == 1 else tuple(read_some)
     candidates = None if args.candidates is None else read_array(args.candidates[0], "--candidates")
+    progress = sys.stderr.isatty() and not args.no_progress
+    ranks = None
     try:
         began = time.perf_counter()
-        picked = select(
-            args.strategy,
-            args.batch_size,
-            **arrays,
-            of=args.of,
-            candidates=candidates,
-            prefilter=args.prefilter,
-            keep=args.keep,
-            tie_break=args.tie_break,
-            generator=seed,
-            device=args.device,
-            memory_limit=args.memory_limit,
-            checkpoint=args.checkpoint,
-            progress=sys.stderr.isatty() and not args.no_progress,
-            **options,
-        )
+        if args.distributed:
+            outcome = _command.run(args.strategy, args.batch_size, arrays, options, seed, args.device, progress)
+            if outcome is None:
+                return
+            found, seed, ranks = outcome
+        else:
+            picked = select(
+                args.strategy,
+                args.batch_size,
+                **arrays,
+                of=args.of,
+                candidates=candidates,
+                prefilter=args.prefilter,
+                keep=args.keep,
+                tie_break=args.tie_break,
+                generator=seed,
+                device=args.device,
+                memory_limit=args.memory_limit,
+                checkpoint=args.checkpoint,
+                progress=progress,
+                **options,
+            )
+            found = picked._asdict()
         seconds = time.perf_counter() - began
     except (ValueError, TypeError) as error:
         raise ValueError(_in_flags(str(error), {**files, "candidates": args.candidates or []}, options)) from error
-    fields = {
-        name: value.cpu().numpy() if isinstance(value, torch.Tensor) else value
-        for name, value in picked._asdict().items()
-    }
+    fields = {name: value.cpu().numpy() if isinstance(value, torch.Tensor) else value for name, value in found.items()}
     written = {name: value for name, value in fields.items() if hasattr(value, "shape")}
     write_selection(out, **written)
     more = [name for name in written if name not in ("indices", "scores")]
@@ -374,6 +390,7 @@ def _select(args: argparse.Namespace) -> None:
         # None where there is no centre: JSON has no infinity
         **{name: value if math.isfinite(value) else None for name, value in numbers.items()},
         "seed": seed,
+        **({} if ranks is None else {"ranks": ranks}),
         "seconds": seconds,
         "first_picks": indices[:10].tolist(),
         "out": args.out,
@@ -454,6 +471,7 @@ def _print_report(report: dict[str, Any], numbers: Sequence[str]) -> None:
         lines[name.replace("_", " ")] = " and ".join(shapes) + (", as outer products" if len(shapes) == 2 else "")
     lines |= {name.replace("_", " "): str(value) for name, value in report["options"].items()}
     lines |= {name.replace("_", " "): _number(report[name]) for name in numbers}
+    lines |= {"ranks": str(report["ranks"])} if "ranks" in report else {}
     lines |= {"seconds": f"{report['seconds']:.3f}", "seed": str(report["seed"]), "written to": report["out"]}
     width = max(map(len, lines)) + 2
     for name, value in lines.items():

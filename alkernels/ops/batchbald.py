@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from alkernels.ops.selection import detached, library
 # Beside tiles and configurations a selection takes so many bytes, and so many a row.
 _BYTES, _BYTES_A_ROW = 48 << 20, 48
 # Gains below this are no information: such picks go by BALD, then by index.
-_NOTHING = 1e-9
+NOTHING = 1e-9
 # Gains and BALD come of different sums: by how much rounding may put one above the other, as a share of 1 + H.
 _ABOVE = 1e-12
 # Share of log K, the most that K draws can tell, from which on the rest of the batch is picked on what is left.
@@ -175,34 +176,14 @@ def select(
     probs: Probabilities, batch_size: int, configurations: Configurations, saved: Checkpoint, *, progress: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The lazy rule: picks and their gains."""
-    alone, entropies = prediction_scores(probs, "bald"), prediction_scores(probs, "mean_entropy")  # checked as well
+    alone, gain, greedy = lazily(probs, configurations)
     picks: list[int] = []
     gains: list[float] = []
-
-    def gain(rows: torch.Tensor, wide: bool) -> torch.Tensor:
-        parts = [
-            configurations.conditional_entropy(probs.gather(some, torch.float64 if wide else None), wide=wide)
-            for some in rows.split(probs.rows_a_tile)
-        ]
-        return torch.cat(parts) - entropies[rows]
-
-    share = rounding(probs.shape[1])
-
-    def estimate(rows: torch.Tensor) -> torch.Tensor:
-        found = gain(rows, False)
-        return found + share * (found + entropies[rows] + 1)
-
-    greedy = LazyGreedy(
-        torch.where(alone > 0, alone + _ABOVE * (1 + alone + entropies), 0.0),
-        None if probs.dtype == torch.float64 else estimate,
-        lambda rows: gain(rows, True),
-    )
-    most, warned = math.log(probs.shape[1]), False
+    warned = False
 
     def add(pick: int) -> None:
         configurations.add(probs.gather(torch.tensor([pick], device=probs.device), torch.float64)[0])
-        if configurations.sampled:
-            greedy.margin = _NOISE / math.sqrt(len(configurations.mass))
+        greedy.margin = margin(configurations)
 
     def state() -> dict[str, Any]:
         found = {"picks": picks, "gains": gains, "bounds": greedy.bounds, "block": greedy.block}
@@ -222,7 +203,7 @@ def select(
                 found = float(alone[pick])
             else:
                 pick, found = greedy.best()
-                if found < _NOTHING and not configurations.sampled:
+                if found < NOTHING and not configurations.sampled:
                     left = torch.where(greedy.bounds > -torch.inf, alone, -torch.inf)
                     pick = int((left == left.max()).nonzero()[0])
                     found = float(gain(torch.tensor([pick], device=probs.device), True))
@@ -236,18 +217,59 @@ def select(
             bar.update()
             if step + 1 < batch_size:
                 add(pick)
-            if not warned and most > 0 and sum(gains) > _SATURATED * most and step + 1 < batch_size:
-                warned = True
-                warn_user(
-                    f"after {step + 1} of {batch_size} picks the batch holds {sum(gains):.3g} of the {most:.3g} nats "
-                    f"that {probs.shape[1]} draws can tell: the rest is picked on next to nothing; use more draws"
-                )
+            warned = warned or saturated(gains, probs.shape[1], batch_size)
             saved.after_block(state, last=step + 1 == batch_size)
     device = probs.device
     return (
         torch.tensor(picks, dtype=torch.int64, device=device),
         torch.tensor(gains, dtype=torch.float64, device=device),
     )
+
+
+def lazily(
+    probs: Probabilities, configurations: Configurations
+) -> tuple[torch.Tensor, Callable[[torch.Tensor, bool], torch.Tensor], LazyGreedy]:
+    """What the rule works with: each row's BALD, the gains of some rows beside the configurations, in float32 or in
+    float64, and the rows of the largest.
+    """
+    alone, entropies = prediction_scores(probs, "bald"), prediction_scores(probs, "mean_entropy")  # checked as well
+
+    def gain(rows: torch.Tensor, wide: bool) -> torch.Tensor:
+        parts = [
+            configurations.conditional_entropy(probs.gather(some, torch.float64 if wide else None), wide=wide)
+            for some in rows.split(probs.rows_a_tile)
+        ]
+        return torch.cat(parts) - entropies[rows]
+
+    share = rounding(probs.shape[1])
+
+    def estimate(rows: torch.Tensor) -> torch.Tensor:
+        found = gain(rows, False)
+        return found + share * (found + entropies[rows] + 1)
+
+    greedy = LazyGreedy(
+        torch.where(alone > 0, alone + _ABOVE * (1 + alone + entropies), 0.0),
+        None if probs.dtype == torch.float64 else estimate,
+        lambda rows: gain(rows, True),
+    )
+    return alone, gain, greedy
+
+
+def margin(configurations: Configurations) -> float:
+    """By how much gains may seem to rise, once configurations are sampled."""
+    return _NOISE / math.sqrt(len(configurations.mass)) if configurations.sampled else 0.0
+
+
+def saturated(gains: list[float], draws: int, batch_size: int) -> bool:
+    """Whether the picks tell all that the draws can, with more picks to come; warns."""
+    most = math.log(draws)
+    if not (most > 0 and sum(gains) > _SATURATED * most and len(gains) < batch_size):
+        return False
+    warn_user(
+        f"after {len(gains)} of {batch_size} picks the batch holds {sum(gains):.3g} of the {most:.3g} nats "
+        f"that {draws} draws can tell: the rest is picked on next to nothing; use more draws"
+    )
+    return True
 
 
 def rounding(draws: int) -> float:

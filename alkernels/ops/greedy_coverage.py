@@ -197,52 +197,74 @@ class Coverage:
         covered: torch.Tensor,
         labeled: Pool | None = None,
     ) -> None:
-        self.pool, self.covered = pool, covered
+        self.pool, self.covered, self.weights, self.labeled = pool, covered, weights, labeled
+        self.similarity, self.bandwidth = similarity, bandwidth
+        heaviest, largest, start = self.extent()
         # a power of two that brings the weights near 1, where float32 bounds them well
-        self.unit = 2.0 ** math.floor(math.log2(float(weights.max())))
+        self.unit = 2.0 ** math.floor(math.log2(heaviest))
         self.weights = weights / self.unit
-        known = [pool] if labeled is None else [pool, labeled]
-        largest = max(map(largest_magnitude, known))
         self.narrow = (
             pool.sources[0].dtype != torch.float64
             and largest < LARGEST_NARROW
-            and float(covered.abs().max()) < _LARGEST_START
+            and start < _LARGEST_START
             and 1 / LARGEST_NARROW < bandwidth < LARGEST_NARROW
         )
-        self.similarity, self.bandwidth = similarity, bandwidth
         self.shift, self.refine = None, False
         if similarity != KERNELS["cosine"]:
-            shift = self.shift = middle(pool)
+            self.shift = self.middle()
             share = 2 * rounding_share(pool.widths[0], torch.float64)
-            self.refine = share * max(_largest_square(rows, shift) for rows in known) > _DOUBT * bandwidth**2
+            self.refine = share * self.largest_square(self.shift) > _DOUBT * bandwidth**2
         # Tiles do not depend on what is asked of them: a gain is the same bits beside any other candidates.
-        self.tile = pool.rows_of(8 * pool.widths[0]) if pool.sliced else pool.count
+        self.tile = max(1, pool.rows_of(8 * pool.widths[0]) if pool.sliced else pool.count)
         width, at_once = pool.widths[0], operations_a_call(pool.device) / (2.0 * pool.widths[0] * self.tile)
         self.block = max(8, min(1024, bytes_a_call(pool.device, 1 << 20) // width, int(at_once)))
-        if labeled is not None:
-            for _, _, (tile,) in labeled.tiles(self.block):
+        self.add_labeled()
+
+    def extent(self) -> tuple[float, float, float]:
+        """The largest weight, magnitude of a feature, and magnitude that a row's coverage starts at."""
+        known = [self.pool] if self.labeled is None else [self.pool, self.labeled]
+        heaviest, start = (float(v.abs().max()) if len(v) else 0.0 for v in (self.weights, self.covered))
+        return heaviest, max(map(largest_magnitude, known)), start
+
+    def middle(self) -> torch.Tensor:
+        """What rows are shifted by."""
+        return middle(self.pool)
+
+    def largest_square(self, shift: torch.Tensor) -> float:
+        """The largest squared distance from the shift."""
+        largest = 0.0
+        for rows in [self.pool] if self.labeled is None else [self.pool, self.labeled]:
+            for _, _, (tile,) in rows.tiles(rows.rows_of(32 * rows.widths[0])):
+                largest = max(largest, float((tile.double() - shift).square_().sum(1).max()))
+        return largest
+
+    def add_labeled(self) -> None:
+        """Covers the pool by the labelled rows."""
+        if self.labeled is not None:
+            for _, _, (tile,) in self.labeled.tiles(self.block):
                 self.add(tile)
 
     def gains(self, rows: torch.Tensor, *, exact: bool) -> torch.Tensor:
         """What each of some rows would add; without `exact` upper bounds, cheaper."""
-        parts = []
-        for some in rows.split(self.block):
-            (points,) = self.pool.gather(some)
-            total = torch.zeros(len(some), dtype=torch.float64, device=rows.device)
-            for begin, end, (tile,) in self.pool.tiles(self.tile):
-                total += torch.ops.alkernels.coverage_gains(
-                    tile,
-                    self.weights[begin:end],
-                    self.covered[begin:end],
-                    points,
-                    self.shift,
-                    self.similarity,
-                    self.bandwidth,
-                    exact,
-                    self.refine,
-                )
-            parts.append(total)
+        parts = [self.gains_of(self.pool.gather(some)[0], exact=exact) for some in rows.split(self.block)]
         return torch.cat(parts) * self.unit
+
+    def gains_of(self, points: torch.Tensor, *, exact: bool) -> torch.Tensor:
+        """The same of up to `block` points [n, D], in units of `unit`."""
+        total = torch.zeros(len(points), dtype=torch.float64, device=points.device)
+        for begin, end, (tile,) in self.pool.tiles(self.tile):
+            total += torch.ops.alkernels.coverage_gains(
+                tile,
+                self.weights[begin:end],
+                self.covered[begin:end],
+                points,
+                self.shift,
+                self.similarity,
+                self.bandwidth,
+                exact,
+                self.refine,
+            )
+        return total
 
     def add(self, points: torch.Tensor) -> None:
         """Covers the pool by some points [n, D]."""
@@ -250,14 +272,6 @@ class Coverage:
             torch.ops.alkernels.raise_covered(
                 tile, points, self.shift, self.similarity, self.bandwidth, self.refine, self.covered[begin:end]
             )
-
-
-def _largest_square(rows: Pool, shift: torch.Tensor) -> float:
-    """The largest squared distance from the shift."""
-    largest = 0.0
-    for _, _, (tile,) in rows.tiles(rows.rows_of(32 * rows.widths[0])):
-        largest = max(largest, float((tile.double() - shift).square_().sum(1).max()))
-    return largest
 
 
 def select(
@@ -277,7 +291,7 @@ def select(
     arrays = {"features": pool, "labeled": labeled, "candidates": candidates, "weights": weights, "covered": covered}
     settings = {"k": k, "kernel": similarity, "bandwidth": bandwidth}
     with checkpointed(checkpoint, "greedy_coverage", arrays, 0, **settings) as saved:
-        coverage = Coverage(pool, similarity, bandwidth, weights, covered, None if saved.state else labeled)
+        coverage = Coverage(pool, similarity, bandwidth, weights, covered, labeled)
         return _select(coverage, k, candidates, saved, progress)
 
 
@@ -334,16 +348,25 @@ def check_kernel(kernel: Any, bandwidth: Any, name: str = "bandwidth") -> tuple[
 
 
 def check_weights(weights: Any, pool: Pool, name: str = "weights") -> torch.Tensor:
+    worth = check_each_weight(weights, pool, name)
+    check_total_weight(float(worth.sum()), name)
+    return worth
+
+
+def check_each_weight(weights: Any, pool: Pool, name: str) -> torch.Tensor:
+    """Weights of which none is negative, 1 each by default."""
     if weights is None:
         return torch.ones(pool.count, dtype=torch.float64, device=pool.device)
     worth = check_vector(weights, name, pool)
     if (worth < 0).any():
         row = int((worth < 0).nonzero()[0])
         raise ValueError(f"{name} must not be negative, got {worth[row].item():.6g} in row {row}")
-    total = float(worth.sum())
+    return worth
+
+
+def check_total_weight(total: float, name: str) -> None:
     if total == 0 or math.isinf(total):
         raise ValueError(f"{name} must have a sum above zero and finite, got {total}")
-    return worth
 
 
 @torch.library.impl(library, "greedy_coverage", "CompositeExplicitAutograd")

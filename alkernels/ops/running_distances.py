@@ -38,6 +38,8 @@ class RunningDistances:
         The last stands where squared distances do.
     track : bool
         Also keep each row's nearest centre.
+    shift : Tensor, optional
+        What rows are shifted by under ``euclidean``. Default: the middle of the pool.
 
     Attributes
     ----------
@@ -49,15 +51,18 @@ class RunningDistances:
         How often the pool was walked.
     """
 
-    def __init__(self, pool: Pool, metric: str, track: bool) -> None:
+    def __init__(self, pool: Pool, metric: str, track: bool, shift: torch.Tensor | None = None) -> None:
         self.pool = pool
         self.metric = METRICS[metric]
         n, device = pool.count, pool.device
+        self.count = n  # of all shards, where the pool is one of many
         self.d2 = torch.full((n,), torch.inf, dtype=torch.float64, device=device)
         self.error = torch.zeros(n, dtype=torch.float32, device=device)
         self.nearest = torch.full((n,), -1, dtype=torch.int64, device=device) if track else None
         self.level = torch.inf
-        self.shift = middle(pool) if metric == "euclidean" else None
+        self.shift = None
+        if metric == "euclidean":
+            self.shift = middle(pool) if shift is None else shift
         self.largest_block = max(8, min(1024, bytes_a_call(device, _BLOCK_NUMBERS) // sum(pool.widths)))
         self.labeled: Pool | None = None
         self.picks: list[torch.Tensor] = []
@@ -83,7 +88,7 @@ class RunningDistances:
         More candidates make longer blocks and so fewer passes, each of which costs as much as some thirty centres; but
         their m x m distances cost as much as m² / N centres. Measured, not derived.
         """
-        worth = int((self.pool.count * (2 + block / 16)) ** 0.5)
+        worth = int((self.count * (2 + block / 16)) ** 0.5)
         return min(max(32, 2 * block, min(8 * block, worth)), self.largest_block)
 
     def add_labeled(self, labeled: Pool) -> None:
@@ -127,15 +132,13 @@ class RunningDistances:
 
     def measure_again(self, rows: torch.Tensor, level: float) -> None:
         """Forgets the distances of some unpicked rows and measures them to `level`; 0: all in float64."""
-        picks = torch.cat(self.picks) if self.picks else rows[:0]
         for chunk in rows.split(self.pool.rows_of(8 * sum(self.pool.widths))):
             tile = self.pool.gather(chunk)
             d2 = torch.full((len(chunk),), torch.inf, dtype=torch.float64, device=rows.device)
             error = torch.zeros(len(chunk), dtype=torch.float32, device=rows.device)
             nearest = None if self.nearest is None else self.nearest[chunk]
             first = 0
-            blocks = itertools.chain(self._labeled_blocks(), map(self.pool.gather, picks.split(self.largest_block)))
-            for centers in blocks:
+            for centers in itertools.chain(self._labeled_blocks(), self._picked_blocks()):
                 self._lower_tile(tile, centers, first, level, d2, error, nearest)
                 first += len(centers[0])
             self.d2[chunk], self.error[chunk] = d2, error
@@ -151,7 +154,6 @@ class RunningDistances:
         while True:  # the last block may have brought all distances far down
             if not self.settle(*read(*self.next_level(self.d2.max().clamp(min=0).view(1)))):
                 break
-        picks = torch.cat(self.picks) if self.picks else self.nearest[:0]
         labels = self.labeled.count if self.labeled is not None else 0
         dtypes = [s.dtype for s in self.pool.sources]
         if self.labeled is not None:
@@ -163,18 +165,30 @@ class RunningDistances:
                 torch.empty(t.shape, dtype=dtype, device=t.device) for t, dtype in zip(tile, dtypes, strict=True)
             )
             of_pick, of_none = nearest >= labels, nearest < 0
-            for pool, rows, mask in ((self.pool, picks, of_pick), (self.labeled, None, ~of_pick & ~of_none)):
-                which = nearest[mask]
-                if pool is not None and len(which):
-                    index = which if rows is None else rows[which - labels]
-                    for center, found in zip(centers, pool.gather(index), strict=True):
-                        center[mask] = found.to(center.dtype)  # the wider of the pool's and the labelled set's
+            for of_some in (of_pick, ~of_pick & ~of_none):
+                which = nearest[of_some]
+                if len(which):
+                    if of_some is of_pick or self.labeled is None:
+                        some = self._picked(which - labels)
+                    else:
+                        some = self.labeled.gather(which)
+                    for center, found in zip(centers, some, strict=True):
+                        center[of_some] = found.to(center.dtype)  # the wider of the pool's and the labelled set's
             for center, factor in zip(centers, tile, strict=True):
                 center[of_none] = factor[of_none].to(center.dtype)
             out[begin:end] = torch.ops.alkernels.paired_distances(*pair(tile), *pair(centers), self.metric)
             out[begin:end][of_none] = torch.inf
-        out[picks] = 0.0
+        if self.picks:
+            out[torch.cat(self.picks)] = 0.0
         return out
+
+    def _picked(self, which: torch.Tensor) -> Factors:
+        """The rows of some picks, by their numbers."""
+        return self.pool.gather(torch.cat(self.picks)[which])
+
+    def _picked_blocks(self) -> Iterator[Factors]:
+        if self.picks:
+            yield from map(self.pool.gather, torch.cat(self.picks).split(self.largest_block))
 
     def _labeled_blocks(self) -> Iterator[Factors]:
         if self.labeled is not None:
@@ -234,10 +248,20 @@ def middle(pool: Pool) -> torch.Tensor:
 
     The lower median of a sample is a value of the data: integers stay integers, and a far outlier does not drag it.
     """
-    count = min(_SAMPLE, pool.count, max(3, _BLOCK_NUMBERS // pool.widths[0]))
-    sample = pool.gather(torch.arange(count, device=pool.device) * pool.count // count)[0].double()
-    half = (count - 1) // 2
-    if pool.remote:
+    count = sample_size(pool.count, pool.widths[0])
+    return middle_of(pool.gather(torch.arange(count, device=pool.device) * pool.count // count)[0])
+
+
+def sample_size(count: int, width: int) -> int:
+    """How many of `count` rows :func:`middle` looks at."""
+    return min(_SAMPLE, count, max(3, _BLOCK_NUMBERS // width))
+
+
+def middle_of(sample: torch.Tensor) -> torch.Tensor:
+    """The lower median of some rows."""
+    sample = sample.double()
+    half = (len(sample) - 1) // 2
+    if sample.is_cuda:
         return sample.sort(dim=0).values[half].contiguous()  # median() has no deterministic CUDA kernel
     # torch's takes seven times as long
     return torch.from_numpy(np.partition(sample.numpy(), half, axis=0)[half].copy())
