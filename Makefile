@@ -19,8 +19,9 @@ PIP := $(PY) -m pip --disable-pip-version-check
 demo: .setup-demo
 	$(PY) -m alkernels demo
 
+# A process a core, of one thread each: half the time, and no thread waits for another's core.
 test: .setup-test
-	$(PY) -m pytest
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto
 
 lint: .setup-test .setup-lint
 	$(PY) -m ruff check .

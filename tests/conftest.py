@@ -15,6 +15,11 @@ import pytest
 import torch
 
 import alkernels as alk
+from alkernels._bench import torchvision_ops
+
+HOSTS = os.environ.get("ALKERNELS_HOSTS") == "1"
+if HOSTS:
+    torchvision_ops.declare()
 
 DEVICES = ["cpu"] + (["cuda"] if alk.has_cuda_kernels() and torch.cuda.is_available() else [])
 # What this machine can run: torch believes ATEN_CPU_CAPABILITY, and dies of instructions that there are not.
@@ -60,6 +65,14 @@ def pytest_configure(config):
     elif not (alk.has_cuda_kernels() and torch.cuda.is_available()):
         raise pytest.UsageError("--kernels=cuda needs a GPU and an installation with CUDA kernels")
     config.alkernels_redirected = _redirect(_emulated if kernels == "emulated" else _on_gpu)
+
+
+def pytest_sessionfinish(session):
+    """Where every host is installed, as `make hosts` says, a skip is a failure."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if HOSTS and reporter is not None and reporter.stats.get("skipped"):
+        reporter.write_line("\nALKERNELS_HOSTS=1: no test may be skipped", red=True)
+        session.exitstatus = 1
 
 
 def pytest_report_header(config):

@@ -23,4 +23,5 @@ if [ $# -eq 0 ]; then
 fi
 # Python itself is not instrumented: the runtime is preloaded, and its leaks are its own.
 LD_PRELOAD="$(g++ -print-file-name=libasan.so) $(g++ -print-file-name=libstdc++.so)" \
-  ASAN_OPTIONS=detect_leaks=0 PYTHONPATH="$site" "$PYTHON" -P -m pytest -q -p no:cacheprovider "$@"
+  ASAN_OPTIONS=detect_leaks=0 PYTHONPATH="$site" OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive \
+  "$PYTHON" -P -m pytest -q -n auto -p no:cacheprovider "$@"

@@ -11,6 +11,7 @@ import torch
 
 import alkernels as alk
 from alkernels import _streaming
+from alkernels._checkpoint import unsaved
 from alkernels._inputs import Pool, check_labeled, check_pool
 from alkernels._probabilities import Probabilities
 from alkernels._streaming import HostSource, check_target, explain_memory, move, read_ahead
@@ -331,12 +332,9 @@ def test_ops_take_any_tiles(slot, simulated, monkeypatch, rng):
         run = op.select(*args, track=True, progress=False)
         return run.indices, run.state.distances(), run.state.nearest
 
-    def results(pool):
-        def covered():
-            return coverage.Coverage(
-                pool(x), 2, 9.5, torch.ones(300).double(), torch.zeros(300).double(), pool(known, "labeled")
-            )
+    worth = torch.ones(300).double()
 
+    def results(pool):
         draws = Probabilities(pool(probs, "probs", 3), "probs", 3, False)
         draws.check()
         sides = [Probabilities(pool(probs[:, i].contiguous(), n), n, 2, False) for i, n in enumerate("pq")]
@@ -344,8 +342,10 @@ def test_ops_take_any_tiles(slot, simulated, monkeypatch, rng):
             *centers(pool, k_center, pool(x), 50, pool(known, "labeled"), None, "euclidean", None),
             *centers(pool, k_center, pool((a, x)), 50, None, 3, "outer", None),
             *centers(pool, kmeans, pool(x), 50, None, None, 0),
-            *coverage.select(covered(), 20, None, progress=False),
-            *batchbald.select(draws, 4, joint_entropy.Configurations(draws, 1000, 1000, 0), progress=False),
+            *coverage.select(
+                pool(x), 20, None, worth, torch.zeros(300).double(), pool(known, "labeled"), 2, 9.5, progress=False
+            ),
+            *batchbald.select(draws, 4, joint_entropy.Configurations(draws, 1000, 1000, 0), unsaved(0), progress=False),
             kl._full(*sides, False),
             *kl._top(*sides, 3, False, False),
             kl._mean(*sides),

@@ -116,7 +116,7 @@ REFUSED = [
     (
         "k_center_greedy",
         [*POOL, "--candidates", "worth.npy"],
-        "--candidates must be left out with --distributed, which picks of the whole pool at once",
+        "--candidates must be left out with --distributed",
     ),
     ("k_center_greedy", POOL, f"--distributed must be started by torchrun, as in {TORCHRUN}"),
 ]

@@ -133,7 +133,8 @@ BAD = {
     ),
     "no array": (
         {"shard": [1, 2, 3]},
-        f"TypeError: local_shard must be a torch.Tensor or a numpy.ndarray of dtype {WANTED}, got list",
+        f"TypeError: local_shard must be a torch.Tensor or a numpy.ndarray of dtype {WANTED}, or a dataset whose "
+        "slices are such rows (HDF5, Zarr, safetensors, Arrow), got list",
     ),
     "a vector": (
         {"shard": torch.zeros(6)},

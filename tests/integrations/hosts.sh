@@ -20,5 +20,5 @@ if [ ! -d "$suite/skactiveml" ]; then
   $PIP download -q --no-deps -d build/hosts 'scikit-activeml==0.6.1'
   "$PYTHON" -m zipfile -e build/hosts/scikit_activeml-0.6.1-py3-none-any.whl "$suite"
 fi
-ALKERNELS_HOSTS=1 "$PYTHON" -m pytest tests/integrations "$@"
+ALKERNELS_HOSTS=1 OMP_NUM_THREADS=1 "$PYTHON" -m pytest -n auto tests/integrations "$@"
 ALKERNELS_BENCH_SMALL=1 "$PYTHON" benchmarks/side_by_side --out build/hosts/side_by_side.json --plot build/hosts/side_by_side.png
