@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import torch
 
 from alkernels._files import replacing
@@ -51,7 +53,12 @@ class Checkpoint:
         if not (last or self._interrupted or (begin - self._saved_at) * _SHARE >= self._cost):
             return
         with replacing(self.path, "checkpoint") as file:
-            torch.save({"about": self._about, "state": dict(state())}, file)
+            try:
+                torch.save({"about": self._about, "state": dict(state())}, file)
+            except RuntimeError as error:  # torch's own, in place of what the file raised
+                if isinstance(error.__context__, (OSError, KeyboardInterrupt)):
+                    raise error.__context__ from None
+                raise
         self._saved_at = time.monotonic()
         self._cost = self._saved_at - begin
         if self._interrupted:
@@ -117,10 +124,13 @@ def checkpointed(
         return
     if not isinstance(path, (str, Path)):
         raise TypeError(f"checkpoint must be a path, got {type(path).__name__} {path!r}")
-    path = Path(path)
-    if not path.absolute().parent.is_dir():
+    path = Path(os.path.realpath(path))  # the file behind a link is replaced, not the link
+    if not path.parent.is_dir():
         raise FileNotFoundError(f"checkpoint must be in an existing folder, got {path}")
-    about: dict[str, Any] = {"format": _FORMAT, "alkernels": version, "op": op, **settings}
+    if path.is_dir():
+        raise IsADirectoryError(f"checkpoint must be a file, got {path}, a directory")
+    plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in settings.items()}
+    about: dict[str, Any] = {"format": _FORMAT, "alkernels": version, "op": op, **plain}
     state = None
     if path.exists():
         found, state = _read(path)
@@ -134,11 +144,6 @@ def checkpointed(
     checkpoint = Checkpoint(path, about, about["seed"], state)
     with checkpoint._holding_back_interrupts():
         yield checkpoint
-
-
-def saved_seed(path: str | Path) -> int | None:
-    """The seed of an interrupted run; None where there is none."""
-    return int(_read(Path(path))[0]["seed"]) if Path(path).exists() else None
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from alkernels._sources import TORCH_DTYPES, WANTED, WELCOME, File, as_view, check_native
+from alkernels._sources import TORCH_DTYPES, WANTED, WELCOME, File, as_view, check_native, shape_of
 from alkernels._streaming import Source
 
 _SAFETENSORS_DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
@@ -20,11 +20,35 @@ _SAFETENSORS_DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torc
 _BYTES_A_GAP, _BYTES_A_RUN = 1 << 14, 4 << 20
 
 
+class InFile:
+    """A dataset with the file that it lies in, which must stay as it is while it is read.
+
+    Parameters
+    ----------
+    dataset
+        A slice of safetensors or a column of Arrow: they do not say where they are from.
+    path : Path
+    """
+
+    def __init__(self, dataset: Any, path: Path) -> None:
+        self.dataset, self.path = dataset, path
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.dataset, name)
+
+    def __getitem__(self, rows: Any) -> Any:
+        return self.dataset[rows]
+
+    def __len__(self) -> int:
+        return int(shape_of(self.dataset)[0])
+
+
 class SlicedSource:
     """What has a shape, a dtype and slices of rows: datasets of HDF5 and Zarr, slices of safetensors, the like."""
 
     device = torch.device("cpu")
     stored = sliced = True
+    run_bytes = 1 << 62  # rows are gathered by slices of no more than this
 
     def __init__(self, array: Any, name: str) -> None:
         self.array, self.name = array, name
@@ -46,11 +70,12 @@ class SlicedSource:
                 raise TypeError(WANTED.format(name=name, got=type(array).__name__))
         # A slice reads whole chunks of rows: shards where Zarr has them.
         chunks = getattr(array, "shards", None) or getattr(array, "chunks", None)
-        self.chunk = int(chunks[0]) if isinstance(chunks, (tuple, list)) and chunks else 1
-        path = getattr(getattr(array, "file", None), "filename", None)  # of HDF5
-        self.file = File(path if isinstance(path, (str, bytes, os.PathLike)) else None, name)
+        whole = chunks[0] if isinstance(chunks, (tuple, list)) and chunks else 1
+        self.chunk = whole if isinstance(whole, int) else 1
+        self.file = File(_path_of(array), name)
 
     def tile(self, begin: int, end: int) -> torch.Tensor:
+        self.file.check()  # reading behind the end of a mapped file would end the process by a signal
         rows = self.array[begin:end]
         if len(rows) != end - begin:
             raise ValueError(f"{self.name} must not shrink while it is read, got {len(rows)} rows of {begin} to {end}")
@@ -61,7 +86,10 @@ class SlicedSource:
 
     def gather(self, rows: torch.Tensor) -> torch.Tensor:
         width = int(np.prod(self.shape[1:])) * self.dtype.itemsize
-        return gather_runs(self, rows, max(self.chunk, _BYTES_A_GAP // width), max(self.chunk, _BYTES_A_RUN // width))
+        chunk = min(self.chunk, max(1, self.run_bytes // width))
+        return gather_runs(
+            self, rows, max(chunk, _BYTES_A_GAP // width), max(chunk, min(_BYTES_A_RUN, self.run_bytes) // width)
+        )
 
     def release(self, begin: int, end: int) -> None:
         pass
@@ -100,9 +128,10 @@ class ColumnSource(SlicedSource):
         self.parts = [part for part in (getattr(column, "chunks", None) or [column]) if len(part)]
         self.ends = np.cumsum([len(part) for part in self.parts], dtype=np.int64).tolist()
         self.shape = (len(column), self.width)
-        self.file = File(None, name)
+        self.file = File(_path_of(column), name)
 
     def tile(self, begin: int, end: int) -> torch.Tensor:
+        self.file.check()
         pieces = []
         for part in range(bisect.bisect_right(self.ends, begin), len(self.parts)):
             start = self.ends[part] - len(self.parts[part])
@@ -216,11 +245,20 @@ class ParquetColumn:
         self._rest = self._rest[len(self._rest) - (self._at - row) :]
 
     def _decode(self) -> None:
+        at, self._at, self._rest = self._at, -1, self._rest[:0]  # after an error the next slice starts anew
         batch = next(self._batches, None)
         if batch is None:
-            raise ValueError(f"{self.name} must not shrink while it is read, got {self._at} rows of {len(self)}")
-        self._rest = list_values(batch.column(0), self._at, self)
-        self._at += len(self._rest)
+            raise ValueError(f"{self.name} must not shrink while it is read, got {at} rows of {len(self)}")
+        self._rest = list_values(batch.column(0), at, self)
+        self._at = at + len(self._rest)
+
+
+def _path_of(array: Any) -> Any:
+    """The file that something lies in, where it says so."""
+    path = getattr(array, "path", None)  # of what open_array opened
+    if not isinstance(path, Path):
+        path = getattr(getattr(array, "file", None), "filename", None)  # of HDF5
+    return path if isinstance(path, (str, bytes, os.PathLike)) else None
 
 
 def dataset_source(array: Any, name: str) -> Source:

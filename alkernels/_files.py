@@ -16,6 +16,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
+from alkernels._datasets import InFile, ParquetColumn
+
 _NAMED = re.compile(r"(.+?\.(?:npz|pth?|safetensors|h5|hdf5|zarr|parquet|arrow|feather)):(.+)", re.IGNORECASE)
 
 
@@ -32,7 +34,7 @@ def open_array(path: str | os.PathLike[str]) -> Any:
     -------
     array
         .npy and .pt files are mapped; datasets of HDF5 and Zarr, slices of safetensors and columns of fixed-size lists
-        are read a slice at a time; .npz files, and arrays of integers, whole.
+        are read a slice at a time; .npz files, compressed .arrow and .feather files, and arrays of integers, whole.
 
     Raises
     ------
@@ -126,7 +128,7 @@ def _read_torch(path: Path, name: str | None) -> torch.Tensor:
 def _read_safetensors(path: Path, name: str | None) -> Any:
     file = _package("safetensors").safe_open(path, framework="pt")
     rows = file.get_slice(_choose(list(file.keys()), name, path))
-    return rows if len(rows.get_shape()) > 1 and "F" in rows.get_dtype() else rows[:]
+    return InFile(rows, path) if len(rows.get_shape()) > 1 and "F" in rows.get_dtype() else rows[...]
 
 
 def _read_hdf5(path: Path, name: str | None) -> Any:
@@ -134,7 +136,9 @@ def _read_hdf5(path: Path, name: str | None) -> Any:
     file = h5py.File(path, "r")
     found: list[str] = []
     file.visititems(lambda key, item: found.append(key) if isinstance(item, h5py.Dataset) else None)
-    return _rows(file[_choose(found, None if name is None else name.strip("/"), path)])
+    if name is not None and isinstance(file.get(name), h5py.Dataset):  # a link, too
+        return _rows(file[name])
+    return _rows(file[_choose(found, name, path)])
 
 
 def _read_zarr(path: Path, name: str | None) -> Any:
@@ -142,17 +146,15 @@ def _read_zarr(path: Path, name: str | None) -> Any:
     found = zarr.open(path, mode="r")
     if isinstance(found, zarr.Array):
         return _rows(found)
-    return _rows(found[_choose([key for key, _ in found.arrays()], name, path)])
+    inside = [key for key, item in found.members(max_depth=None) if isinstance(item, zarr.Array)]
+    return _rows(found[_choose(inside, name, path)])
 
 
 def _read_parquet(path: Path, name: str | None) -> Any:
     schema = _package("pyarrow.parquet").read_schema(path)
     column = _choose(list(schema.names), name, path)
-    if not hasattr(schema.field(column).type, "list_size"):
+    if not _of_fixed_size(schema.field(column).type):
         return _package("pyarrow.parquet").read_table(path, columns=[column])[column].to_numpy()
-
-    from alkernels._datasets import ParquetColumn
-
     return ParquetColumn(path, column)
 
 
@@ -165,7 +167,12 @@ def _read_arrow(path: Path, name: str | None) -> Any:
         file.seek(0)
         table = arrow.ipc.open_stream(file).read_all()
     column = table[_choose(table.column_names, name, path)]
-    return column if hasattr(column.type, "list_size") else column.to_numpy()
+    return InFile(column, path) if _of_fixed_size(column.type) else column.to_numpy()
+
+
+def _of_fixed_size(kind: Any) -> bool:
+    """Whether an Arrow type is that of fixed-size lists, or of tensors of a fixed shape."""
+    return hasattr(getattr(kind, "storage_type", kind), "list_size")
 
 
 def _rows(dataset: Any) -> Any:

@@ -12,11 +12,14 @@ import numpy as np
 import torch
 
 from alkernels._sources import (
+    RowsOf,
     TensorSource,
     bytes_a_row,
     free_host_memory,
     gathered,
+    is_rows,
     read_slabs,
+    shape_of,
     source_of,
 )
 from alkernels._streaming import CudaStreams, HostSource, Source, check_target, move, read_ahead
@@ -262,6 +265,17 @@ class Pool:
             )
         self._limit = None if limit is None else room - needed
         self.tile_bytes = min(self.tile_bytes, max(room - needed, smallest) // _TILES)
+        self._bound_runs()
+
+    def _bound_runs(self) -> None:
+        for source in self.sources:
+            if hasattr(source, "run_bytes"):
+                source.run_bytes = self.slab_bytes
+
+    def limit_like(self, other: Pool) -> None:
+        """The limits of another pool of the same call."""
+        self.tile_bytes, self._limit = other.tile_bytes, other._limit
+        self._bound_runs()
 
     def check_finite(self) -> float:
         """Raises a ValueError that names the first NaN or infinity, if there is one; returns the largest magnitude."""
@@ -309,7 +323,7 @@ def check_labeled(labeled: RowsLike | None, pool: Pool, name: str = "labeled") -
     if labeled is None:
         return None
     rows = Pool(labeled, name, device=pool.target)
-    rows.tile_bytes = pool.tile_bytes
+    rows.limit_like(pool)
     if rows.widths != pool.widths:
         raise ValueError(f"{name} must be as wide as {pool.name}, got width {_widths(rows)} and {_widths(pool)}")
     if rows.device != pool.device:
@@ -363,6 +377,9 @@ def as_tensor(values: Any, name: str, wanted: str) -> torch.Tensor:
     """Numbers of any kind as a tensor; lists of floats as float64."""
     if isinstance(values, torch.Tensor):
         return values.detach()
+    if is_rows(values) and not isinstance(values, (np.ndarray, RowsOf)):
+        values = values[0 : shape_of(values)[0]] if shape_of(values) else values[()]
+        return as_tensor(values, name, wanted)
     try:
         array = np.ascontiguousarray(values)
         if array.dtype.kind not in "biuf":

@@ -150,7 +150,7 @@ class ArraySource:
             return self._tensor(self.array[index])
         self._check_size()
         # Each row of a map may bring a large piece of the file with it: a few at a time, in the file's order.
-        self.map.madvise(mmap.MADV_RANDOM)
+        self.map.madvise(mmap.MADV_RANDOM)  # slabs of a walk are asked for as a whole
         out = np.empty((len(index), *self.shape[1:]), dtype=self.native)
         for some in np.array_split(np.argsort(index), -(-len(index) // 16) or 1):
             out[some] = self.array[index[some]]
@@ -170,11 +170,10 @@ class ArraySource:
             self.map.madvise(mmap.MADV_DONTNEED, start, stop - start)
 
     def check(self) -> None:
-        """Before each walk: the file is what it was, and will be read in its order."""
+        """Before each walk: the file is what it was."""
         if self.map is not None:
             self._check_size()
             self.file.check()
-            self.map.madvise(mmap.MADV_SEQUENTIAL)
 
     def _check_size(self) -> None:
         """Reading behind the end of a file that was cut off would end the process by a signal."""
@@ -270,6 +269,11 @@ class SubsetSource:
         index = self.index[begin:end]
         if not len(index):
             return self.source.tile(0, 0)
+        # in parts: what is read of a file at a time is no more than the tile
+        parts = [self._some(part) for part in index.split(-(-len(index) // 4) if self.stored else len(index))]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _some(self, index: torch.Tensor) -> torch.Tensor:
         low, high = (int(x) for x in index.aminmax())
         if high - low >= 4 * len(index):
             return self.source.gather(index)
@@ -293,13 +297,17 @@ def shape_of(array: Any) -> tuple[int, ...]:
         return tuple(array.get_shape())
     kind: Any = getattr(array, "type", None)
     kind = getattr(kind, "storage_type", kind)
-    return (len(array), kind.list_size) if hasattr(kind, "list_size") else tuple(array.shape)
+    if hasattr(kind, "list_size"):
+        return (len(array), kind.list_size)
+    if not hasattr(array, "shape"):  # other columns of Arrow
+        raise TypeError(WANTED.format(name="the pool", got=f"{type(array).__name__} of type {kind}"))
+    return tuple(array.shape)
 
 
 def dtype_name(array: Any) -> str:
     """Of anything that :func:`source_of` takes, and other arrays."""
     known = getattr(array, "dtype", None)
-    return str(source_of(array, "", 2).dtype if known is None else known).removeprefix("torch.")
+    return str(source_of(array, "", len(shape_of(array))).dtype if known is None else known).removeprefix("torch.")
 
 
 def is_numpy(array: Any) -> bool:
@@ -315,8 +323,8 @@ def is_rows(array: Any) -> bool:
     """Whether it looks like rows of numbers: a shape and a dtype, or a column of Arrow's."""
     if isinstance(array, (torch.Tensor, np.ndarray, RowsOf)) or hasattr(array, "get_shape"):
         return True
-    if type(array).__module__.partition(".")[0] == "pyarrow":
-        return hasattr(array, "type")
+    if hasattr(array, "type") and hasattr(array, "slice"):  # a column of Arrow
+        return True
     return (
         hasattr(array, "shape") and hasattr(array, "dtype") and hasattr(array, "__getitem__") and not np.isscalar(array)
     )

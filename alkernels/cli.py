@@ -112,7 +112,10 @@ def _parser() -> argparse.ArgumentParser:
         help="an option of the strategy, any number of times",
     )
     select.add_argument(
-        "--seed", type=_integer(0), metavar="S", help="decides all draws (default: a fresh one, which is printed)"
+        "--seed",
+        type=_integer(0),
+        metavar="S",
+        help="decides all draws (default: a fresh one, which is printed; with --checkpoint 0)",
     )
     select.add_argument(
         "--distributed",
@@ -322,17 +325,14 @@ def _select(args: argparse.Namespace) -> None:
     import torch
 
     from alkernels import select, strategies
-    from alkernels._checkpoint import saved_seed
 
     strategies.info(args.strategy)  # before files are read
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     # 32 bits: short enough to type again, and exact for readers of JSON that know only doubles
     seed = args.seed
-    if seed is None and args.checkpoint is not None:
-        seed = saved_seed(args.checkpoint)
     if seed is None:
-        seed = torch.seed() % 2**32
+        seed = torch.seed() % 2**32 if args.checkpoint is None else 0  # the same when the run is gone on with
     arrays: dict[str, Any] = {}
     if args.distributed:
         from alkernels.distributed import _command

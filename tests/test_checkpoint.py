@@ -418,3 +418,43 @@ def test_another_thread_and_other_handlers_are_left_alone(tmp_path):
     thread.start()
     thread.join()
     equal(picks[0], alk.k_center_greedy(rows(), 20, start=0))
+
+
+def test_a_disk_that_is_really_full_is_named(tmp_path):
+    """torch puts an error of its own in place of the system's."""
+    from test_ops import run_python
+
+    out = run_python(f"""
+    import resource, signal, torch, alkernels as alk
+    x = torch.randn(2000, 8)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+    try:
+        alk.k_center_greedy(x, 50, start=0, checkpoint={str(tmp_path / "run.ckpt")!r})
+    except OSError as error:
+        print(type(error).__name__, error)
+    """)
+    assert "run.ckpt could not be written: File too large" in out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path):
+    path = tmp_path / "run.ckpt"
+    for _ in range(2):
+        picks = alk.batchbald(draws(), np.int64(3), max_configurations=np.int64(500), generator=1, checkpoint=path)
+    equal(picks, alk.batchbald(draws(), 3, max_configurations=500, generator=1))
+    other = tmp_path / "other.ckpt"
+    for _ in range(2):
+        alk.k_center_greedy(
+            rows(), 9, start=0, metric=np.str_("cosine"), return_distances=np.bool_(True), checkpoint=other
+        )
+
+
+def test_a_link_stays_a_link(tmp_path):
+    (tmp_path / "there").mkdir()
+    link = tmp_path / "link.ckpt"
+    link.symlink_to(tmp_path / "there" / "run.ckpt")
+    alk.k_center_greedy(rows(), 9, start=0, checkpoint=link)
+    assert link.is_symlink() and (tmp_path / "there" / "run.ckpt").is_file()
+    with pytest.raises(IsADirectoryError, match=r"checkpoint must be a file, got .*there, a directory"):
+        alk.k_center_greedy(rows(), 9, start=0, checkpoint=tmp_path / "there")

@@ -611,3 +611,93 @@ def test_open_array_names_what_is_wrong(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "h5py", None)
     with pytest.raises(ImportError, match=r"path .*x.h5:c cannot be read: the package h5py is missing, pip install"):
         alk.open_array(f"{tmp_path}/x.h5:c")
+
+
+def test_links_nested_groups_and_tensors_of_a_fixed_shape_are_found(tmp_path):
+    import h5py
+    import pyarrow as arrow
+    import pyarrow.parquet as parquet
+    import zarr
+
+    x = integers(60, 4)
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["a/rows"] = x
+        file["soft"] = h5py.SoftLink("/a/rows")
+    zarr.create_group(tmp_path / "x.zarr").create_group("inner").create_array("rows", data=x)
+    flat = arrow.FixedSizeListArray.from_arrays(arrow.array(x.ravel()), 4)
+    shaped = arrow.ExtensionArray.from_storage(arrow.fixed_shape_tensor(arrow.float32(), [4]), flat)
+    parquet.write_table(arrow.table({"rows": shaped}), tmp_path / "x.parquet")
+    wanted = alk.k_center_greedy(x, 5, start=0)
+    for text in ("x.h5:soft", "x.h5:a/rows", "x.zarr:inner/rows", "x.zarr", "x.parquet:rows"):
+        equal(alk.k_center_greedy(alk.open_array(f"{tmp_path}/{text}"), 5, start=0), wanted)
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "arrow"])
+def test_a_file_that_open_array_opened_is_watched(ending, tmp_path):
+    """Both are mapped: reading behind the end of a file that was cut off would end the process by a signal."""
+    path = tmp_path / f"x.{ending}"
+    kind = {"safetensors": "safetensors-pt", "arrow": "arrow-file"}[ending]
+    stored(kind, integers(20_000, 8), tmp_path)
+    os.rename(next(tmp_path.iterdir()), path)
+    pool = Pool(alk.open_array(path), "features")
+    pool.tile_bytes = 10_000
+    with pytest.raises(ValueError, match="features must not change while it is read"):
+        passes_with(pool, lambda: os.truncate(path, 1000))
+
+
+def test_a_parquet_column_goes_on_after_an_error(tmp_path):
+    import pyarrow as arrow
+    import pyarrow.parquet as parquet
+
+    numbers = np.repeat(np.arange(300, dtype=np.float32), 2)
+    column = arrow.FixedSizeListArray.from_arrays(arrow.array(numbers), 2, mask=arrow.array(np.arange(300) == 60))
+    parquet.write_table(arrow.table({"rows": column}), tmp_path / "x.parquet", row_group_size=100)
+    rows = ParquetColumn(tmp_path / "x.parquet", "rows")
+    rows._batch_rows = 50
+    with pytest.raises(ValueError, match="must hold no null, got one in rows 50 to 99"):
+        rows[0:300]
+    np.testing.assert_array_equal(rows[110:112], [[110, 110], [111, 111]])
+
+
+def test_candidates_far_apart_are_read_within_the_limit():
+    """No slice is larger than a tile, though the candidates of a tile span four."""
+    x = integers(40_000, 64)
+    rows, some = Sliced(x), np.arange(0, 40_000, 4)
+    wanted = alk.select("k_center_greedy", 20, features=x, candidates=some, start=0)
+    limit = (48 << 20) + 40 * 10_000 + 3 * 500 * 8 * 64
+    found = alk.select("k_center_greedy", 20, features=rows, candidates=some, start=0, memory_limit=limit)
+    equal(found, wanted)
+    assert max(end - begin for begin, end in rows.asked) <= 2 * 500 + 4
+
+
+def test_a_chunk_larger_than_the_limit_is_read_in_parts():
+    x = integers(40_000, 64)
+    rows = Sliced(x, 40_000)
+    limit = (48 << 20) + 40 * 40_000 + 3 * 500 * 8 * 64
+    equal(alk.k_center_greedy(rows, 20, start=0, memory_limit=limit), alk.k_center_greedy(x, 20, start=0))
+    labeled = alk.k_center_greedy(x[:100], 9, labeled=rows, memory_limit=limit - 40 * 39_900)
+    equal(labeled, alk.k_center_greedy(x[:100], 9, labeled=x))
+    assert max(end - begin for begin, end in rows.asked) <= 2 * 500
+
+
+@pytest.mark.parametrize("kind", ["zarr", "safetensors-pt", "parquet"])
+def test_small_arrays_may_lie_in_files_too(kind, tmp_path):
+    x, probs = integers(50, 6), distributions(50, 4)
+    rows = stored(kind, x, tmp_path)
+    np.testing.assert_array_equal(
+        np.asarray(alk.select("random", 5, features=rows, generator=0).indices),
+        alk.select("random", 5, features=x, generator=0).indices,
+    )
+    head = stored(kind, np.ascontiguousarray(integers(4, 6, seed=5)), tmp_path)
+    more = {"probs": probs, "features": x, "labeled_features": x[:9], "labels": np.arange(9) % 4, "generator": 0}
+    found = alk.select("alfa_mix", 5, head_weight=head, **more)
+    np.testing.assert_array_equal(
+        found.indices, alk.select("alfa_mix", 5, head_weight=integers(4, 6, seed=5), **more).indices
+    )
+
+
+def test_lists_of_any_length_are_no_pool_for_select():
+    import pyarrow as arrow
+
+    with pytest.raises(TypeError, match=r"the pool must be a torch.Tensor .* got ListArray of type list"):
+        alk.select("k_center_greedy", 1, features=arrow.array([[1.0, 2.0]] * 5))

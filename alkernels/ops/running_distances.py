@@ -89,7 +89,7 @@ class RunningDistances:
         their m x m distances cost as much as m² / N centres. Measured, not derived.
         """
         worth = int((self.count * (2 + block / 16)) ** 0.5)
-        return min(max(32, 2 * block, min(8 * block, worth)), self.largest_block)
+        return min(max(32, 2 * block, min(max(8 * block, self.count // 200), worth)), self.largest_block)
 
     def add_labeled(self, labeled: Pool) -> None:
         """Lowers the distances by every row of another pool. Call before any pick."""

@@ -9,7 +9,7 @@ import torch
 
 from alkernels._inputs import Array, as_tensor, bytes_a_call, check_flag
 from alkernels._probabilities import Probabilities
-from alkernels._sources import is_numpy
+from alkernels._sources import is_numpy, shape_of
 from alkernels._warnings import warn_user
 from alkernels.ops.joint_entropy import check_draws
 from alkernels.ops.prediction_scores import prediction_scores
@@ -124,7 +124,7 @@ def vote_entropy(
         scores = _of_votes(votes, lambda shares: torch.special.entr(shares).sum(1))
         most = check_votes(votes, "votes").shape[1]
     else:
-        scores, most = _scored(mc_probs, "vote_entropy", log_input, device), min(mc_probs.shape[1:])
+        scores, most = _scored(mc_probs, "vote_entropy", log_input, device), min(shape_of(mc_probs)[1:])
     return scores / math.log(most) if normalize and most > 1 else scores
 
 
@@ -230,7 +230,7 @@ def consensus_entropy(
     check_flag(normalize, "normalize")
     draws = check_draws(mc_probs, "mc_probs", log_input, device=device)
     scores = draws.pool.out(prediction_scores(draws, "entropy"))
-    return scores / math.log(mc_probs.shape[2]) if normalize and mc_probs.shape[2] > 1 else scores
+    return scores / math.log(shape_of(mc_probs)[2]) if normalize and shape_of(mc_probs)[2] > 1 else scores
 
 
 @strategy(

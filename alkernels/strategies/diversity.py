@@ -27,7 +27,7 @@ from alkernels._inputs import (
     seed_of,
 )
 from alkernels._probabilities import Probabilities
-from alkernels._sources import RowsOf, is_numpy
+from alkernels._sources import RowsOf, is_numpy, shape_of
 from alkernels._streaming import explain_memory
 from alkernels.ops import greedy_coverage as coverage_op
 from alkernels.ops import k_center_greedy as center_op
@@ -152,7 +152,7 @@ def random(pool: Any, *, generator: torch.Generator | int | None = None) -> Arra
     """
     rows = pool[0] if isinstance(pool, (tuple, list)) else pool
     uniform = torch.Generator().manual_seed(seed_of(generator))
-    scores = torch.rand(len(rows), dtype=torch.float64, generator=uniform)
+    scores = torch.rand(shape_of(rows)[0], dtype=torch.float64, generator=uniform)
     return scores.numpy() if is_numpy(rows) else scores.to(getattr(rows, "device", "cpu"))
 
 
