@@ -67,6 +67,10 @@ if wanted tests; then
   export OMP_NUM_THREADS=$((jobs > 1 ? 2 : $(nproc)))
   part tests-devices 80 "$PYTHON" -m pytest "${cache[@]}" "${workers[@]}" tests/test_devices.py tests/test_streaming.py
   tail -n 1 "$logs/tests-devices.log"
+  if has hypothesis; then
+    part tests-nccl 60 "$PYTHON" -m pytest "${cache[@]}" tests/distributed/test_selections.py -k one_rank_on_each_device
+    tail -n 1 "$logs/tests-nccl.log"
+  fi
   if [ $kernels = cuda ]; then
     files=()
     for name in k_center_greedy kmeans_plusplus error_bound batchbald greedy_coverage knn pairwise_kl; do
