@@ -1,4 +1,4 @@
-"""Datasets in files as rows: HDF5, Zarr, safetensors, columns of Arrow and Parquet. Imported once there is one."""
+"""Datasets in files as rows: HDF5, Zarr, safetensors, columns of Arrow and Parquet; none is imported here."""
 
 from __future__ import annotations
 

@@ -109,7 +109,7 @@ def _first_not_finite(rows: torch.Tensor) -> str:
 
 
 def _classes(file: str, flag: str) -> np.ndarray:
-    values = np.asarray(read_array(file, flag))  # integers and words are read whole
+    values = np.asarray(read_array(file, flag))
     if values.ndim != 1 or values.dtype.kind not in "iubSU":
         raise ValueError(f"{flag} must hold one class a row, integers or words, got {values.dtype} {values.shape}")
     return values

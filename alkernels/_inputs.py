@@ -225,8 +225,10 @@ class Pool:
         """What is read of files at a time: a tile, or a chunk where memory allows."""
         row = bytes_a_row(self.sources)
         chunk = row * min(max(s.chunk for s in self.sources), self.count)
+        if chunk <= self.tile_bytes:  # free memory is not asked for at each walk of every pool
+            return self.tile_bytes
         room = int(free_host_memory() * _SHARE) if self._limit is None else self._limit
-        return chunk if self.tile_bytes < chunk <= room // _TILES else self.tile_bytes
+        return chunk if chunk <= room // _TILES else self.tile_bytes
 
     def tile(self, begin: int, end: int) -> Factors:
         return tuple(s.tile(begin, end) for s in self.sources)
