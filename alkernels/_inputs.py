@@ -43,6 +43,9 @@ _BYTES_A_TILE = 16 << 20
 # Of rows in files three tiles are held: one that is worked on, one that is read meanwhile, one that is widened. A limit
 # of memory leaves room for so many rows of each.
 _TILES, _FEWEST_ROWS = 3, 64
+# So much is read of a file at a time where it is to be fast, and memory allows: a thread's turn costs the kernels a
+# millisecond on two cores.
+_BYTES_A_SLAB = 64 << 20
 # Where no limit is given, this share of the free memory is one.
 _SHARE = 0.25
 
@@ -193,7 +196,7 @@ class Pool:
         self.device = self.sources[0].device
         self.sliced = any(s.sliced for s in self.sources)
         self.tile_bytes = bytes_a_call(self.device, _BYTES_A_TILE)
-        self._limit: int | None = None
+        self._limit: int | None = None  # what tiles may take
 
     def _take_to(self, target: torch.device) -> None:
         for source in self.sources:
@@ -222,13 +225,13 @@ class Pool:
 
     @property
     def slab_bytes(self) -> int:
-        """What is read of files at a time: a tile, or a chunk where memory allows."""
-        row = bytes_a_row(self.sources)
-        chunk = row * min(max(s.chunk for s in self.sources), self.count)
-        if chunk <= self.tile_bytes:  # free memory is not asked for at each walk of every pool
+        """What is read of files at a time: some tiles, or a chunk where memory allows."""
+        chunk = bytes_a_row(self.sources) * min(max(s.chunk for s in self.sources), self.count)
+        if self._limit is None and chunk <= self.tile_bytes:  # free memory is not asked for at each walk of every pool
             return self.tile_bytes
-        room = int(free_host_memory() * _SHARE) if self._limit is None else self._limit
-        return chunk if chunk <= room // _TILES else self.tile_bytes
+        room = (int(free_host_memory() * _SHARE) if self._limit is None else self._limit) // _TILES
+        some = 0 if self._limit is None or not any(s.stored for s in self.sources) else min(_BYTES_A_SLAB, room)
+        return max(self.tile_bytes, some, chunk if chunk <= room else 0)
 
     def tile(self, begin: int, end: int) -> Factors:
         return tuple(s.tile(begin, end) for s in self.sources)
@@ -251,22 +254,23 @@ class Pool:
                 end = min(begin + size, self.count)
                 yield begin, end, self.tile(begin, end)
 
-    def limit_memory(self, limit: int | None, needed: int) -> None:
+    def limit_memory(self, limit: int | None, needed: int, pools: int = 1) -> None:
         """Makes tiles so small that an operation which needs so many bytes beside them stays within a limit.
 
-        Raises a ValueError where not even small ones fit.
+        Of several pools that are walked at the same time each has its part. Raises a ValueError where not even small
+        tiles fit.
         """
         if limit is None and not self.sliced:
             return
-        room = int(free_host_memory() * _SHARE) if limit is None else limit
+        room = int(free_host_memory() * _SHARE) if limit is None else limit - needed
         smallest = _TILES * _FEWEST_ROWS * 8 * sum(self.widths)
-        if limit is not None and room < needed + smallest:
+        if limit is not None and room < pools * smallest:
             raise ValueError(
-                f"memory_limit must be at least {needed + smallest} bytes for {self.count} rows of {self.name}, "
-                f"{needed} of them beside tiles of {_FEWEST_ROWS} rows, got {limit}"
+                f"memory_limit must be at least {needed + pools * smallest} bytes for {self.count} rows of "
+                f"{self.name}, {needed} of them beside tiles of {_FEWEST_ROWS} rows, got {limit}"
             )
-        self._limit = None if limit is None else room - needed
-        self.tile_bytes = min(self.tile_bytes, max(room - needed, smallest) // _TILES)
+        self._limit = max(room // pools, smallest)
+        self.tile_bytes = min(self.tile_bytes, self._limit // _TILES)
         self._bound_runs()
 
     def _bound_runs(self) -> None:
@@ -275,8 +279,9 @@ class Pool:
                 source.run_bytes = self.slab_bytes
 
     def limit_like(self, other: Pool) -> None:
-        """The limits of another pool of the same call."""
-        self.tile_bytes, self._limit = other.tile_bytes, other._limit
+        """Tiles as those of another pool of the same call, and nothing larger."""
+        self.tile_bytes = other.tile_bytes
+        self._limit = None if other._limit is None else _TILES * other.tile_bytes
         self._bound_runs()
 
     def check_finite(self) -> float:

@@ -51,9 +51,9 @@ class Probabilities:
         self.tolerance = _OF_BFLOAT16 if rounded else _SUM_TOLERANCE
         self.rows_a_tile = self.pool.rows_of(8 * self.pool.widths[0])  # in the widest dtype
 
-    def limit_memory(self, limit: int | None, needed: int) -> None:
+    def limit_memory(self, limit: int | None, needed: int, pools: int = 1) -> None:
         """As :meth:`Pool.limit_memory`."""
-        self.pool.limit_memory(limit, needed)
+        self.pool.limit_memory(limit, needed, pools)
         self.rows_a_tile = min(self.rows_a_tile, self.pool.rows_of(8 * self.pool.widths[0]))
 
     @property

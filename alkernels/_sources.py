@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import mmap
 import os
@@ -26,6 +27,7 @@ TORCH_DTYPES = {2: torch.float16, 4: torch.float32, 8: torch.float64}
 DIMENSIONS = {1: "one-dimensional [rows]", 2: "two-dimensional [rows, columns]", 3: "three-dimensional [N, K, C]"}
 # Linux reads no more ahead at a time than a device's setting says, 128 kB to some MB.
 _BYTES_AHEAD = 1 << 20
+_libc: Any = None if sys.platform == "win32" else ctypes.CDLL(None)
 WANTED = (
     f"{{name}} must be a torch.Tensor or a numpy.ndarray of dtype {WELCOME}, or a dataset whose slices are such rows "
     "(HDF5, Zarr, safetensors, Arrow), got {got}"
@@ -128,12 +130,18 @@ class ArraySource:
         self.stored = self.sliced = self.map is not None
         if self.map is not None:
             # where the first row begins in the map, and how long the file must be
-            self.first = array.ctypes.data - np.frombuffer(self.map, np.uint8).ctypes.data
+            self.address = np.frombuffer(self.map, np.uint8).ctypes.data
+            self.first = array.ctypes.data - self.address
             last = sum(s * (n - 1) for s, n in zip(array.strides, array.shape, strict=True) if s > 0 and n > 0)
             offset = int(array.offset)  # type: ignore[attr-defined]
             begin = offset - offset % mmap.ALLOCATIONGRANULARITY
             self.needed = begin + self.first + last + array.itemsize if array.size else 0
             self.file = File(array.filename, name)  # type: ignore[attr-defined]
+            # what the system has of a file it tells who owns it or may write to it, and everybody else that it has all
+            self.tells = self.file.was is not None and (
+                self.file.was.st_uid == os.geteuid() or os.access(self.file.path, os.W_OK)
+            )
+            self.asked = (-1, 0)  # where the next tile begins, and up to where it was asked for
             self.check()
 
     def tile(self, begin: int, end: int) -> torch.Tensor:
@@ -142,30 +150,54 @@ class ArraySource:
             stride = self.array.strides[0]
             first = self.first + begin * stride
             last = min(first + (end - begin) * stride, len(self.map))
-            # Asked for as a whole and the next tile with it, in pieces that no system cuts: a disk is never idle, where
-            # faults alone read it at half its speed.
+            # Asked for as a whole and the next tile with it: a disk is never idle, where faults alone read it at half
+            # its speed.
+            begin_of_next, asked = self.asked
             ahead = min(2 * last - first, len(self.map))
-            for piece in range(first - first % mmap.PAGESIZE, ahead, _BYTES_AHEAD):
-                self.map.madvise(mmap.MADV_WILLNEED, piece, min(_BYTES_AHEAD, ahead - piece))
-            # One byte of each page: they are in memory once this returns, while kernels work in another thread.
-            np.bitwise_or.reduce(np.frombuffer(self.map, np.uint8)[first : last : mmap.PAGESIZE])
+            start = asked if first == begin_of_next else first
+            for piece in range(start - start % mmap.PAGESIZE, ahead, _BYTES_AHEAD):
+                if not self._is_there(piece):
+                    self._advise(mmap.MADV_WILLNEED, piece, min(_BYTES_AHEAD, ahead - piece))
+            self.asked = (last, ahead)
+            # Waits for the last byte of each piece, so that kernels in other threads need not; they map the pages
+            # themselves, all of them at once. (A tensor: NumPy would keep the interpreter waiting.)
+            ends = np.frombuffer(self.map, np.uint8)[first + (last - first - 1) % _BYTES_AHEAD : last : _BYTES_AHEAD]
+            as_view(ends, ends.dtype).sum()
         return self._tensor(self.array[begin:end])
+
+    def _advise(self, advice: int, start: int, size: int) -> None:
+        """What the map's own method does, which keeps the interpreter waiting while the system works."""
+        _libc.madvise(ctypes.c_void_p(self.address + start), ctypes.c_size_t(size), advice)
+
+    def _is_there(self, start: int) -> bool:
+        """Whether the system has a page of the file in memory: asking for it would cost more than mapping it."""
+        found = ctypes.c_ubyte()
+        asked = ctypes.c_void_p(self.address + start), ctypes.c_size_t(1), ctypes.byref(found)
+        return self.tells and _libc.mincore(*asked) == 0 and bool(found.value & 1)
 
     def gather(self, rows: torch.Tensor) -> torch.Tensor:
         index = rows.numpy()
         if self.map is None:
             return self._tensor(self.array[index])
         self._check_size()
-        # Each row of a map may bring a large piece of the file with it: a few at a time, in the file's order.
+        # Each row of a map may bring a large piece of the file with it: a few at a time, in the file's order, all of
+        # them asked for at first, so that a disk has many to choose from.
         out = np.empty((len(index), *self.shape[1:]), dtype=self.native)
-        self.map.madvise(mmap.MADV_RANDOM)
+        order = np.argsort(index)
+        stride = self.array.strides[0]
+        self._advise(mmap.MADV_RANDOM, 0, len(self.map))
         try:
-            for some in np.array_split(np.argsort(index), -(-len(index) // 16) or 1):
+            for row in index[order].tolist() if stride > 0 else ():
+                first = self.first + row * stride
+                start = first - first % mmap.PAGESIZE
+                if not self._is_there(start):
+                    self._advise(mmap.MADV_WILLNEED, start, min(first + stride, len(self.map)) - start)
+            for some in np.array_split(order, -(-len(index) // 16) or 1):
                 out[some] = self.array[index[some]]
                 if len(some):
                     self.release(int(index[some[0]]), int(index[some[-1]]) + 1)
         finally:
-            self.map.madvise(mmap.MADV_NORMAL)
+            self._advise(mmap.MADV_NORMAL, 0, len(self.map))
         return self._tensor(out)
 
     def release(self, begin: int, end: int) -> None:
@@ -177,7 +209,7 @@ class ArraySource:
         start = -(-first // page) * page
         stop = (first + (end - begin) * self.array.strides[0]) // page * page
         if stop > start:
-            self.map.madvise(mmap.MADV_DONTNEED, start, stop - start)
+            self._advise(mmap.MADV_DONTNEED, start, stop - start)
 
     def check(self) -> None:
         """Before each walk: the file is what it was."""
@@ -400,18 +432,23 @@ def read_slabs(
         reads.passes += 1
     of_files = bytes_a_row(stored)
 
-    def read(slab: tuple[int, int]) -> tuple[torch.Tensor, ...]:
-        return tuple(s.tile(*slab) for s in sources)
+    def turn(done: tuple[int, int] | None, coming: tuple[int, int]) -> tuple[torch.Tensor, ...]:
+        """Lets go of one slab and reads another."""
+        if done is not None:
+            for source in sources:
+                source.release(*done)
+        return tuple(s.tile(*coming) for s in sources)
 
     ahead = ThreadPoolExecutor(1, "alkernels-read-ahead") if stored and len(slabs) > 1 else None
     coming: Future[tuple[torch.Tensor, ...]] | None = None
     carried: tuple[torch.Tensor, ...] = ()  # the start of a tile that goes on in the next slab
     begin = 0
+    done: tuple[int, int] | None = None
     try:
         for number, (first, last) in enumerate(slabs):
-            factors = read((first, last)) if coming is None else coming.result()
+            factors = turn(done, (first, last)) if coming is None else coming.result()
             if ahead is not None and number + 1 < len(slabs):
-                coming = ahead.submit(read, slabs[number + 1])
+                coming = ahead.submit(turn, done, slabs[number + 1])
             for reads in counters:
                 reads.bytes += (last - first) * of_files
             while begin < last:
@@ -426,11 +463,12 @@ def read_slabs(
                 yield begin, end, tile
                 begin = end
             del factors, tile
-            for source in sources:
-                source.release(first, last)
+            done = (first, last)
     finally:
         if ahead is not None:
             ahead.shutdown(cancel_futures=True)
+        for source in sources:
+            source.release(0, count)
 
 
 def gathered(sources: list[Source], rows: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -108,7 +108,7 @@ def knn(
         raise ValueError(f"k must be between 0 and {right.count} (rows of points), got {k}")
     limit = check_memory_limit(memory_limit)
     for pool in (left, right):  # the points' blocks are packed: they take half of what tiles may
-        pool.limit_memory(limit, _BYTES + 16 * left.count * k)
+        pool.limit_memory(limit, _BYTES + 16 * left.count * k, 2)
     with explain_memory(left, f"{left.count} lists of {k}", need=16 * left.count * k):
         squared, indices = _nearest(left, right, k, metric, progress)
         return Neighbors(left.out(to_distance(squared, metric)), left.out(indices))

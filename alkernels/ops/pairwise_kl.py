@@ -167,7 +167,7 @@ def _sides(
     if left.device != right.device:
         raise ValueError(f"q must be on the device of p ({left.device}), got {right.device}")
     for side in (left, right):
-        side.limit_memory(limit, _BYTES)
+        side.limit_memory(limit, _BYTES, 2)
         side.check()
     left.dtype = right.dtype = torch.promote_types(left.dtype, right.dtype)
     return left, right
