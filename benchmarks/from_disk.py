@@ -155,31 +155,32 @@ def main() -> None:
                 Path(args.json).write_text(json.dumps(found, indent=1) + "\n")
             return
         size = path.stat().st_size
-        rounds = []
+        rounds, readings = [], []
+        if not args.cold:
+            read_once(path, False)  # into the system's memory, where the file fits into it
         for _ in range(args.rounds):
-            reading = read_once(path, args.cold)
-            if not args.cold:
-                reading = read_once(path, False)  # of the system's memory, where the file fits into it
-            rounds.append((reading, side(path, args.k, None, False), side(path, args.k, args.limit, args.cold)))
-            assert rounds[-1][1]["picks"] == rounds[0][1]["picks"] == rounds[-1][2]["picks"], "other picks"
-    once, memory, disk = (
-        statistics.median([r[0] for r in rounds]),
-        *(statistics.median([r[i]["seconds"] for r in rounds]) for i in (1, 2)),  # type: ignore[index]
-    )
-    found = rounds[-1][2]
+            memory = side(path, args.k, None, False)
+            readings.append(read_once(path, args.cold))
+            disk = side(path, args.k, args.limit, args.cold)
+            readings.append(read_once(path, args.cold))  # a disk's speed changes while it is used
+            rounds.append((memory, disk))
+            assert memory["picks"] == rounds[0][0]["picks"] == disk["picks"], "other picks"
+    once = statistics.median(readings)
+    memory, disk = (statistics.median([r[i]["seconds"] for r in rounds]) for i in (0, 1))  # type: ignore[type-var]
+    found = rounds[-1][1]
     passes = int(found["passes"])  # type: ignore[call-overload]
     floor = max(passes * once, memory)
     report = {
         "machine": machine(),
         "rows": args.rows, "width": _WIDTH, "file_gb": size / 1e9, "k": args.k, "cold": args.cold,
-        "limit_mb": args.limit / 1e6, "peak_mb": max(r[2]["peak"] for r in rounds) / 1e6,  # type: ignore[index, operator]
+        "limit_mb": args.limit / 1e6, "peak_mb": max(r[1]["peak"] for r in rounds) / 1e6,  # type: ignore[index, operator]
         "passes": passes, "read_gb": found["bytes"] / 1e9, "gathered_gb": found["gathered"] / 1e9,  # type: ignore[operator]
         "one_read_seconds": once, "all_reads_seconds": passes * once, "in_memory_seconds": memory,
         "from_file_seconds": disk, "times_the_larger": disk / floor,
-        "rounds": [[r[0], *({n: v for n, v in s.items() if n != "picks"} for s in r[1:])] for r in rounds],  # type: ignore[attr-defined]
+        "readings": readings, "rounds": [[{n: v for n, v in s.items() if n != "picks"} for s in r] for r in rounds],
     }  # fmt: skip
     for name, value in report.items():
-        if name != "rounds" or not isinstance(value, list):
+        if not isinstance(value, list):
             print(f"{name:<20}{value:.4g}" if isinstance(value, float) else f"{name:<20}{value}")
     if args.json:
         Path(args.json).write_text(json.dumps(report, indent=1) + "\n")
