@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import math
 import mmap
 import os
@@ -141,6 +142,7 @@ class ArraySource:
             self.tells = self.file.was is not None and (
                 self.file.was.st_uid == os.geteuid() or os.access(self.file.path, os.W_OK)
             )
+            _hear_the_warning()  # before another thread does
             self.asked = (-1, 0)  # where the next tile begins, and up to where it was asked for
             self.check()
 
@@ -242,9 +244,19 @@ def as_view(array: np.ndarray, native: np.dtype) -> torch.Tensor:
     itemsize = native.itemsize
     if array.dtype != native or any(s < 0 or s % itemsize for s in array.strides):
         array = np.ascontiguousarray(array, dtype=native)
+    if not array.flags.writeable:
+        _hear_the_warning()
+    return torch.from_numpy(np.asarray(array))
+
+
+@functools.cache
+def _hear_the_warning() -> None:
+    """Torch warns of arrays that are not writable, once. Here and not at each: filters are those of all threads."""
+    array = np.empty(1)
+    array.flags.writeable = False
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.from_numpy(np.asarray(array))
+        torch.from_numpy(array)
 
 
 class File:

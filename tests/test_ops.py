@@ -436,11 +436,13 @@ def test_a_memory_map_is_never_loaded_whole(tmp_path):
     out = run_python(
         MEASURE
         + f"x = np.load({str(tmp_path / 'x.npy')!r}, mmap_mode='r')\n"
+        + "print(extra(lambda: alk.k_center_greedy(x, 300, start=0, memory_limit=90_000_000)))\n"
         + "print(extra(lambda: alk.k_center_greedy(x, 300, start=0)))\n"
         + "print(extra(lambda: alk.k_center_greedy(torch.randn(500, 640), 3, labeled=x)))"
     )
-    of_pool, of_labeled = map(int, out.split())
-    assert of_pool <= 64e6 + 40 * n < n * d * 4 / 3
+    limited, unlimited, of_labeled = map(int, out.split())
+    assert limited <= 90e6 < n * d * 4 / 2
+    assert unlimited <= 64e6 + 40 * n + 2 * (64 << 20) < n * d * 4  # two slabs
     assert of_labeled <= 64e6 + 40 * 500
 
 
