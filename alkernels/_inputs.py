@@ -263,7 +263,7 @@ class Pool:
         if limit is None and not self.sliced:
             return
         room = int(free_host_memory() * _SHARE) if limit is None else limit - needed
-        smallest = _TILES * _FEWEST_ROWS * 8 * sum(self.widths)
+        smallest = least_tiles(sum(self.widths))
         if limit is not None and room < pools * smallest:
             raise ValueError(
                 f"memory_limit must be at least {needed + pools * smallest} bytes for {self.count} rows of "
@@ -310,6 +310,11 @@ class Pool:
         """A result as the caller's kind of array, where the caller's rows are."""
         tensor = tensor.cpu() if self.to_host else tensor
         return tensor.numpy() if self.numpy else tensor
+
+
+def least_tiles(width: int) -> int:
+    """Bytes of the tiles without which nothing is done."""
+    return _TILES * _FEWEST_ROWS * 8 * width
 
 
 def largest_magnitude(rows: Pool) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import mmap
 import os
 import threading
 import time
@@ -17,7 +18,7 @@ from alkernels import _inputs
 from alkernels._checkpoint import fingerprint
 from alkernels._datasets import ParquetColumn
 from alkernels._inputs import Pool
-from alkernels._sources import RowsOf, free_host_memory, read_slabs
+from alkernels._sources import ArraySource, RowsOf, free_host_memory, read_slabs
 
 FORMATS = ["npy", "h5", "h5-gzip", "zarr", "zarr-sharded", "safetensors-pt", "safetensors-np", "arrow", "arrow-file"]
 FORMATS += ["parquet"]
@@ -228,6 +229,39 @@ def test_gathered_rows_are_read_in_runs(chunk):
     assert rows.asked == {1: [(0, 5), (2500, 2501), (4999, 5000)], 5000: [(0, 5000)]}[chunk]
 
 
+@pytest.mark.parametrize("there", [False, True])
+def test_a_map_is_asked_for_once_a_walk_and_only_what_is_not_there(tmp_path, monkeypatch, there):
+    x = integers(20_000, 64)
+    np.save(tmp_path / "x.npy", x)
+    asked = []
+
+    def advise(source, advice, start, size):
+        if advice == mmap.MADV_WILLNEED:
+            asked.append((start, start + size))
+
+    monkeypatch.setattr(ArraySource, "_advise", advise)
+    monkeypatch.setattr(ArraySource, "_is_there", lambda source, start: there)
+    pool = Pool(np.load(tmp_path / "x.npy", mmap_mode="r"), "features")
+    pool.tile_bytes = 3000 * 256
+    for _ in range(2):
+        asked.clear()
+        assert torch.equal(torch.cat([f[0] for _, _, f in pool.tiles(1000)]), torch.from_numpy(x))
+        if there:
+            assert not asked
+            continue
+        assert asked[0][0] == 0 and asked[-1][1] == os.path.getsize(tmp_path / "x.npy")
+        assert all(a[1] - mmap.PAGESIZE < b[0] <= a[1] for a, b in itertools.pairwise(asked))
+
+
+def test_what_the_system_has_of_a_map_is_known(tmp_path):
+    np.save(tmp_path / "x.npy", integers(20_000, 64))
+    source = ArraySource(np.load(tmp_path / "x.npy", mmap_mode="r"), "features")
+    np.load(tmp_path / "x.npy")
+    assert source._is_there(0) and source._is_there(4 << 20)
+    source.tells = False  # of another's file it is told that all is there, whatever there is
+    assert not source._is_there(0)
+
+
 def test_what_is_read_is_counted(tmp_path, small_tiles):
     x = integers(700, 12)
     rows = stored("npy", x, tmp_path)
@@ -385,8 +419,10 @@ def test_a_limit_makes_tiles_smaller_and_changes_nothing_else(tmp_path):
 )
 def test_a_limit_too_small_for_one_tile_is_named(call):
     x = distributions(200, 50)
-    with pytest.raises(ValueError, match=r"memory_limit must be at least \d+ bytes for 200 rows of \w+.*, got 100000$"):
+    wanted = r"memory_limit must be at least \d+ bytes for 200 rows of \w+.*, got 100000$"
+    with pytest.raises(ValueError, match=wanted) as refused:
         call(x, memory_limit=100_000)
+    call(x, memory_limit=int(str(refused.value).split()[5]))  # what it takes is enough
     for wrong, error in ((0, ValueError), (2.5, TypeError), ("1GB", TypeError)):
         with pytest.raises(error, match="memory_limit must be"):
             call(x, memory_limit=wrong)

@@ -21,6 +21,7 @@ from alkernels._inputs import (
     check_pool,
     check_squares,
     largest_magnitude,
+    least_tiles,
 )
 from alkernels._probabilities import Probabilities
 from alkernels.ops import kmeans_plusplus
@@ -292,7 +293,7 @@ def badge(
     batch_size = check_batch_size(batch_size, rows.count, "rows of probs")
     limit = check_memory_limit(memory_limit)
     needed = memory_needed(inputs) + rows.count * rows.shape[1] * rows.dtype.itemsize
-    inputs.limit_memory(limit, needed)
+    inputs.limit_memory(limit, needed + least_tiles(rows.shape[1] + int(bias)))  # the pairs' tiles are wider
     factor = torch.empty(rows.shape, dtype=rows.dtype, device=rows.device)
     norms = torch.empty(rows.count, dtype=torch.float64, device=rows.device)
     for begin, end, p, h in _tiles(rows, inputs):
