@@ -146,10 +146,10 @@ class Ranks:
         self.device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
         self.home, self.op = self.device, op
         self.counts, self.starts, self.total = [0], [0], 0
-        self._step, self._at, self._told = 0, "the start", False
+        self._step, self._told = 0, False
         self._hash = hashlib.blake2b(digest_size=8)
         call = _calls[self.group] = _calls.get(self.group, 0) + 1
-        self._watch = _Watch(self, _store(self.group), f"alkernels/{op}/{call}")
+        self._watch = _Watch(self.rank, self.size, _store(self.group), f"alkernels/{op}/{call}")
 
     @property
     def offset(self) -> int:
@@ -165,6 +165,9 @@ class Ranks:
             # between collectives, where nobody can say how large the next one is: others hear of it by the store
             self._watch.tell({"rank": self.rank, "text": _said(error)})
         self._watch.stop()
+        # Whoever keeps the error keeps this object too. It must not keep the group: torch ends a group's threads when
+        # the last reference is gone, and one that outlives the interpreter aborts the process.
+        del self.group
 
     def agree(self, work: Callable[[], dict[str, Any]]) -> list[dict[str, Any]]:
         """The first collective: all ranks must have the same facts, but for their numbers of ``rows`` and ``drawn``.
@@ -223,7 +226,7 @@ class Ranks:
         buffer = torch.zeros(_HEADER + sum(sizes), dtype=torch.int64, device=self.device)
         failure: BaseException | None = None
         count = 0
-        self._at = f"the work before {what!r}"
+        self._watch.at = f"the work before {what!r}"
         try:
             tensors = list(work())
             count = len(tensors[0]) if tensors else 0
@@ -274,7 +277,7 @@ class Ranks:
     def _gather(self, what: str, buffer: torch.Tensor) -> torch.Tensor:
         """All ranks' buffers, in host memory where messages are."""
         out = torch.empty((self.size, *buffer.shape), dtype=buffer.dtype, device=self.device)
-        self._at = what
+        self._watch.at = what
         self._step += 1
         try:
             work = dist.all_gather(list(out.unbind()), buffer, group=self.group, async_op=True)
@@ -349,9 +352,9 @@ class Ranks:
 class _Watch:
     """A thread that looks whether others have given up, and answers when they ask who is still there."""
 
-    def __init__(self, ranks: Ranks, store: Any, prefix: str) -> None:
-        self.ranks, self.store, self.prefix = ranks, store, prefix
-        self.broken = False
+    def __init__(self, rank: int, size: int, store: Any, prefix: str) -> None:
+        self.rank, self.size, self.store, self.prefix = rank, size, store, prefix
+        self.at, self.broken = "the start", False
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._look, name="alkernels.distributed", daemon=True)
 
@@ -378,18 +381,17 @@ class _Watch:
     def find_out(self, what: str) -> str:
         """Who is the reason that a collective failed, as far as the store can tell."""
         found: dict[str, Any] = {}
-        ranks = self.ranks
 
         def ask() -> None:
             self.store.set(f"{self.prefix}/broken", "1")
             self._answer(waiting=True)
-            missing, until = set(range(ranks.size)), time.monotonic() + _ROLL_CALL_SECONDS
+            missing, until = set(range(self.size)), time.monotonic() + _ROLL_CALL_SECONDS
             while missing and time.monotonic() < until and "note" not in found:
                 if self.store.check([f"{self.prefix}/note"]):
                     found["note"] = json.loads(self.store.get(f"{self.prefix}/note"))
                 missing = {r for r in missing if not self.store.check([f"{self.prefix}/here/{r}"])}
                 time.sleep(0.02)
-            here = set(range(ranks.size)) - missing
+            here = set(range(self.size)) - missing
             answers = {r: json.loads(self.store.get(f"{self.prefix}/here/{r}")) for r in sorted(here)}
             found.update(missing=sorted(missing), answers=answers)
 
@@ -408,7 +410,7 @@ class _Watch:
                 f"{what!r} failed"
             )
         answers = found["answers"]
-        behind = [r for r, a in answers.items() if not a["waiting"] and r != ranks.rank]
+        behind = [r for r, a in answers.items() if not a["waiting"] and r != self.rank]
         if behind:
             verb = "is" if len(behind) == 1 else "are"
             return f"{_named(behind)} {verb} stuck or too slow, in {answers[behind[0]]['at']}, while others waited"
@@ -418,13 +420,13 @@ class _Watch:
         with contextlib.suppress(Exception):  # the store is gone
             while not self._over.wait(_LOOK_SECONDS):
                 if self.store.check([f"{self.prefix}/broken"]):
-                    self._answer(waiting=not self.ranks._at.startswith("the work"))
+                    self._answer(waiting=not self.at.startswith("the work"))
                     self.broken = True
                     return
 
     def _answer(self, *, waiting: bool) -> None:
-        answer = {"waiting": waiting, "at": self.ranks._at}
-        self.store.set(f"{self.prefix}/here/{self.ranks.rank}", json.dumps(answer))
+        answer = {"waiting": waiting, "at": self.at}
+        self.store.set(f"{self.prefix}/here/{self.rank}", json.dumps(answer))
 
     def _within(self, ask: Callable[[], None], seconds: float) -> bool:
         """Runs something that a dead store may never come back from, or fail in; whether it came back."""

@@ -103,6 +103,7 @@ def k_center_greedy(
     >>> pool = np.load("pool.npy", mmap_mode="r")  # doctest: +SKIP
     >>> shard = np.array_split(pool, dist.get_world_size())[dist.get_rank()]  # doctest: +SKIP
     >>> picks = alk.distributed.k_center_greedy(shard, 1000, start=0)  # doctest: +SKIP
+    >>> dist.destroy_process_group()  # or its threads may abort the process as it ends  # doctest: +SKIP
     """
     with Ranks(group, "k_center_greedy") as ranks:
         pool, known, kind, seed, shift = check_selection(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import re
 import time
+import weakref
 
 import harness
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
 import alkernels as alk
 
@@ -333,3 +336,33 @@ def test_a_rank_that_raises_between_collectives_is_named(doomed):
 def test_without_a_process_group():
     with pytest.raises(RuntimeError, match=r"alkernels\.distributed\.knn needs torch\.distributed: call"):
         alk.distributed.knn(np.zeros((2, 2)), np.zeros((2, 2)), 1)
+
+
+CALLS = {
+    "k_center_greedy": (6,),
+    "kmeans_plusplus": (6,),
+    "greedy_coverage": (6,),
+    "batchbald": (1,),
+    "knn": (torch.ones(3, 6), 2),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_call_does_not_keep_the_group(name, tmp_path):
+    """Torch ends a group's threads with its last reference; one that outlives the interpreter aborts the process."""
+    shard = pool(60) if name != "batchbald" else pool(60).view(60, 2, 3).softmax(-1)
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    kept = []
+    gc.disable()
+    try:
+        group = weakref.ref(dist.group.WORLD)
+        getattr(alk.distributed, name)(shard, *CALLS[name])
+        try:
+            getattr(alk.distributed, name)(shard * torch.nan, *CALLS[name])
+        except ValueError as error:
+            kept.append(error)
+    finally:
+        dist.destroy_process_group()
+        still_there = group() is not None
+        gc.enable()
+    assert kept and not still_there
