@@ -308,6 +308,20 @@ class RowsOf:
         return device if isinstance(device, torch.device) else torch.device("cpu")
 
 
+class WithOnes:
+    """An array's rows with a 1 behind each; like :class:`RowsOf`, nothing is copied until a kernel reads them.
+
+    Parameters
+    ----------
+    array : Tensor, ndarray, RowsOf or anything that slices, of shape (N, D)
+    """
+
+    def __init__(self, array: Any) -> None:
+        self.array = array
+        count, width = shape_of(array)
+        self.shape = (count, width + 1)
+
+
 class SubsetSource:
     """Some rows of a source: each tile is gathered as it is read."""
 
@@ -340,6 +354,38 @@ class SubsetSource:
 
     def release(self, begin: int, end: int) -> None:
         pass  # gathered rows let go of what they touch
+
+    def check(self) -> None:
+        self.source.check()
+
+
+class OnesSource:
+    """A source's rows with a 1 behind each: each tile is made as it is read."""
+
+    sliced = True
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.shape = torch.Size((source.shape[0], source.shape[1] + 1))
+        self.dtype, self.device = source.dtype, source.device
+        self.stored, self.chunk, self.numpy = source.stored, source.chunk, source.numpy
+
+    def tile(self, begin: int, end: int) -> torch.Tensor:
+        out = torch.empty((end - begin, self.shape[1]), dtype=self.dtype, device=self.device)
+        out[:, -1] = 1
+        # in parts: what is read of a file at a time beside the tile is a part of it
+        parts = out.split(max(1, -(-len(out) // 4) if self.stored else len(out)))
+        for part in parts:
+            part[:, :-1] = self.source.tile(begin, begin + len(part))
+            self.source.release(begin, begin + len(part))
+            begin += len(part)
+        return out
+
+    def gather(self, rows: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.pad(self.source.gather(rows), (0, 1), value=1.0)
+
+    def release(self, begin: int, end: int) -> None:
+        self.source.release(begin, end)  # pages that two parts share
 
     def check(self) -> None:
         self.source.check()
@@ -388,6 +434,8 @@ def source_of(array: Any, name: str, dims: int) -> Source:
     """The rows of an array, checked for their kind and shape."""
     if isinstance(array, RowsOf):
         return SubsetSource(source_of(array.array, name, dims), array.index)
+    if isinstance(array, WithOnes):
+        return OnesSource(source_of(array.array, name, dims))
     source: Source
     if isinstance(array, torch.Tensor):
         source = TensorSource(array, name)

@@ -414,6 +414,7 @@ def test_a_limit_makes_tiles_smaller_and_changes_nothing_else(tmp_path):
         lambda x, **o: alk.knn(x, x, 5, **o),
         lambda x, **o: alk.pairwise_kl(x, x, reduce="max", **o),
         lambda x, **o: alk.select("badge", 5, features=x, probs=x, **o),
+        lambda x, **o: alk.select("badge", 5, features=x, probs=x, bias=True, **o),
         lambda x, **o: alk.select("facility_location", 5, features=x, **o),
     ],
 )
@@ -434,6 +435,18 @@ def test_a_limit_for_draws_is_named():
         alk.batchbald(draws, 3, memory_limit=1000)
     with pytest.raises(ValueError, match="memory_limit must be None for margin, which takes none, got 5"):
         alk.select("margin", 5, probs=draws[:, 0], memory_limit=5)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_badge_reads_features_in_tiles(bias):
+    """With a bias too, for which they are one column wider."""
+    x, probs = integers(20_000, 99), distributions(20_000, 3)
+    rows = Sliced(x)
+    limit = (48 << 20) + 100 * 20_000
+    wanted = alk.select("badge", 20, features=x, probs=probs, bias=bias, generator=0)
+    found = alk.select("badge", 20, features=rows, probs=probs, bias=bias, generator=0, memory_limit=limit)
+    equal(found, wanted)
+    assert max(end - begin for begin, end in rows.asked) < 20_000
 
 
 def test_free_memory_is_within_the_processes_limits():

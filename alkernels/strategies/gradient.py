@@ -24,6 +24,7 @@ from alkernels._inputs import (
     least_tiles,
 )
 from alkernels._probabilities import Probabilities
+from alkernels._sources import WithOnes
 from alkernels.ops import kmeans_plusplus
 from alkernels.ops.running_distances import memory_needed
 from alkernels.strategies._arguments import check_above_zero, check_as_many, check_one_of, check_single
@@ -279,8 +280,7 @@ def badge(
     Notes
     -----
     The embeddings, C D wide, are never built: their distances come from the two factors. Memory beyond the input: a
-    factor of shape (N, C), with `bias` a copy of the features, and that of :func:`alkernels.kmeans_plusplus`. Rows that
-    all coincide follow in index order.
+    factor of shape (N, C), and that of :func:`alkernels.kmeans_plusplus`. Rows that all coincide follow in index order.
 
     References
     ----------
@@ -301,11 +301,10 @@ def badge(
         a.scatter_add_(1, p.argmax(1, keepdim=True), a.new_full((len(a), 1), -1.0))
         norms[begin:end] = a.double().square().sum(1) * (h.double().square().sum(1) + float(bias))
     second: Any = features
-    if bias:  # built where the features are, from all of them
-        h = Pool(features, "features").tile(0, inputs.count)[0]
-        second = torch.cat([h, h.new_ones(len(h), 1)], 1)
-    elif inputs.to_host and not inputs.streamed:
+    if inputs.to_host and not inputs.streamed:
         second = inputs.tile(0, inputs.count)[0]  # it is on the device already
+    if bias:
+        second = WithOnes(second)
     pool = Pool((factor, second), "features", device=device)
     start = int(top(norms, 1)) if first == "max_norm" else None
     pool.limit_memory(limit, needed)

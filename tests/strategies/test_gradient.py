@@ -109,12 +109,13 @@ class TestBadge:
             d2 = (g[picks.indices[:t]] - g[picks.indices[t]]).square().sum(1).min()
             assert float(picks.scores[t]) == pytest.approx(float(d2), rel=1e-9)
 
-    def test_picks_are_those_of_k_means_plusplus_on_the_embeddings(self):
+    @pytest.mark.parametrize("bias", [True, False])
+    def test_picks_are_those_of_k_means_plusplus_on_the_embeddings(self, bias):
         """The same draws: the factored rows are the explicit ones to the kernel."""
         probs, h = model(80, 3, 5, dtype=torch.float32)
-        g = embeddings(probs, h).flatten(1)
+        g = embeddings(probs, h, bias).flatten(1)
         start = int(g.square().sum(1).argmax())
-        ours = gradient.badge(probs, h, 30, generator=7).indices
+        ours = gradient.badge(probs, h, 30, bias=bias, generator=7).indices
         assert torch.equal(ours, alk.kmeans_plusplus(g, 30, start=start, generator=7).indices)
 
     def test_the_law_of_the_second_pick(self):
